@@ -1,0 +1,3 @@
+"""Visual autoregressive image generation: tokenizers, next-scale transformers, one sampling loop."""
+
+__version__ = "0.1.0"
