@@ -1,8 +1,9 @@
-"""Per-scale standardisation: one codebook for scales of very different size.
+"""Per-scale whitening: one codebook for scales that look nothing alike.
 
-The mean colour of an image and the last detail of an edge differ by an order of magnitude. Looked up
-in one codebook as they are, each scale can use only the few codes of its own size, and the coarse
-scales collapse first. Measured in their own running mean and deviation they share all codes.
+The mean colour of an image varies in one direction and a lot, the last detail of an edge in all
+directions and little. Looked up in one codebook as they are, each scale can use only the few codes
+of its own size and direction, and the coarse scales collapse first. Measured in units of their own
+covariance all scales fill the same unit ball, and share all codes.
 """
 
 from __future__ import annotations
@@ -12,47 +13,49 @@ from torch import Tensor, nn
 
 
 class Standardise(nn.Module):
-    """Running mean and deviation of each channel at each scale.
+    """Mean and covariance of the vectors of each scale, as a pair of inverse linear maps.
 
-    Statistics follow the data in training mode (the first batch sets them), and rest otherwise.
+    The statistics are buffers that training moves (`follow`); the maps themselves are pure. The
+    symmetric root is taken, so that codes keep their meaning while the statistics drift.
 
     Args:
         scales: number of scales K.
         channels: latent channels C.
-        momentum: share of a new batch in the running statistics.
+        floor: smallest variance in any direction, as a share of the scale's mean variance:
+            directions with less are noise, not to be amplified.
     """
 
     mean: Tensor
-    scale: Tensor
-    seen: Tensor
+    colour: Tensor
+    white: Tensor
 
-    def __init__(self, scales: int, channels: int, momentum: float = 0.01) -> None:
+    def __init__(self, scales: int, channels: int, floor: float = 1e-3) -> None:
         super().__init__()
+        self.floor = floor
         self.register_buffer("mean", torch.zeros(scales, channels))
-        self.register_buffer("scale", torch.ones(scales, channels))
-        self.register_buffer("seen", torch.zeros(scales))
-        self.momentum = momentum
+        self.register_buffer("colour", torch.eye(channels).repeat(scales, 1, 1))
+        self.register_buffer("white", torch.eye(channels).repeat(scales, 1, 1))
 
     def forward(self, rest: Tensor, group: int) -> Tensor:
-        """Return (B, C, h, w) of scale `group` in units of its statistics; update them in training."""
-        if self.training:
-            self._follow(rest, group)
-        mean, scale = self._of(group)
-        return (rest - mean) / scale
+        """Return (B, C, h, w) of scale `group` in units of its statistics."""
+        centred = rest - self.mean[group, :, None, None]
+        return torch.einsum("dc,bchw->bdhw", self.white[group], centred)
 
     def restore(self, vectors: Tensor, group: int) -> Tensor:
         """Undo `forward`: (B, C, h, w) in units of the statistics back to latent values."""
-        mean, scale = self._of(group)
-        return vectors * scale + mean
-
-    def _of(self, group: int) -> tuple[Tensor, Tensor]:
-        # Copies: autograd saves them, and the next scale's update writes into the buffers.
-        return self.mean[group, :, None, None].clone(), self.scale[group, :, None, None].clone()
+        coloured = torch.einsum("dc,bchw->bdhw", self.colour[group], vectors)
+        return coloured + self.mean[group, :, None, None]
 
     @torch.no_grad()
-    def _follow(self, rest: Tensor, group: int) -> None:
-        variance, mean = torch.var_mean(rest.float(), dim=(0, 2, 3), correction=0)
-        share = torch.where(self.seen[group] > 0, self.momentum, 1.0)
-        self.mean[group] = self.mean[group].lerp(mean, share)
-        self.scale[group] = self.scale[group].lerp(variance.sqrt().clamp(min=1e-4), share)
-        self.seen[group] = 1
+    def follow(self, mean: Tensor, covariance: Tensor, share: float) -> None:
+        """Move by `share` towards the moments (K, C), (K, C, C) of whitened vectors.
+
+        Zero mean and unit covariance say that the statistics are right, and change nothing.
+        """
+        self.mean += share * torch.einsum("kdc,kc->kd", self.colour, mean)
+        unit = torch.eye(mean.shape[1], device=mean.device)
+        target = self.colour @ torch.lerp(unit.expand_as(covariance), covariance, share) @ self.colour
+        values, axes = torch.linalg.eigh(target)
+        values = torch.maximum(values, self.floor * values.mean(dim=1, keepdim=True)).sqrt()
+        self.colour.copy_(axes * values[:, None] @ axes.mT)
+        self.white.copy_(axes / values[:, None] @ axes.mT)

@@ -1,3 +1,47 @@
-"""Visual autoregressive image generation: tokenizers, next-scale transformers, one sampling loop."""
+"""Visual autoregressive image generation: tokenizers, next-scale transformers, one sampling loop.
+
+>>> pipe = var.load("fashion-var")                                  # doctest: +SKIP
+>>> images = pipe(labels=[0, 1, 2], seed=0, guidance=1.5)           # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from var.decoding.loop import decide as decide
+    from var.decoding.loop import generate as generate
+    from var.decoding.sequential import Sequential as Sequential
+    from var.errors import UserError as UserError
+    from var.pipeline import Pipeline as Pipeline
+    from var.pipeline import load as load
+    from var.sampling import Condition as Condition
+    from var.sampling import Sampling as Sampling
+    from var.schedule import Schedule as Schedule
 
 __version__ = "0.1.0"
+
+# Imported on first use: a command's `--help` need not wait for all of them.
+_HOMES = {
+    "Condition": "var.sampling",
+    "Pipeline": "var.pipeline",
+    "Sampling": "var.sampling",
+    "Schedule": "var.schedule",
+    "Sequential": "var.decoding.sequential",
+    "UserError": "var.errors",
+    "decide": "var.decoding.loop",
+    "generate": "var.decoding.loop",
+    "load": "var.pipeline",
+}
+__all__ = ["__version__", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'var' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -19,10 +19,12 @@ class Guide:
     Attributes:
         scale: guidance scale of this step; 1 leaves the conditional prediction as it is.
         rows: model rows per image, 2 with a null half (rows B.. of a batch of 2B), 1 without.
+        progress: how far the image is, 0 at the first group and 1 at the last.
     """
 
     scale: float
     rows: int
+    progress: float = 0.0
 
     def spread(self, x: Tensor) -> Tensor:
         """Repeat a batch for the null half: (B, ...) -> (R, ...)."""
@@ -82,7 +84,8 @@ class Sampling:
     def guide(self, progress: float) -> Guide:
         """Return the guidance at `progress`, 0 at the first group and 1 at the last."""
         first, last = self.scales
-        return Guide(scale=first + (last - first) * progress, rows=1 if first == last == 1 else 2)
+        rows = 1 if first == last == 1 else 2
+        return Guide(scale=first + (last - first) * progress, rows=rows, progress=progress)
 
 
 @dataclass(frozen=True)

@@ -33,13 +33,13 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if not self.grids or any(h < 1 or w < 1 for h, w in self.grids):
-            raise ValueError(f"a schedule needs at least one grid of positive size, got {self.grids}")
+            raise ValueError(f"a schedule needs at least one grid of positive size: {self.grids}")
         if len(self.cells) != len(self.grids):
             raise ValueError(f"{len(self.grids)} grids but cells for {len(self.cells)} groups")
 
     @classmethod
     def scales(cls, ladder: Sequence[int | Sequence[int]]) -> Schedule:
-        """Return the next-scale schedule of a ladder of sides or (h, w) pairs (VAR, section 3.1)."""
+        """Return the next-scale schedule of a ladder of sides or (h, w) pairs (VAR, section 1)."""
         grids = tuple((s, s) if isinstance(s, int) else (int(s[0]), int(s[1])) for s in ladder)
         return cls(grids=grids, cells=(None,) * len(grids))
 
@@ -62,13 +62,13 @@ class Schedule:
     def __getitem__(self, groups: slice) -> Span:
         start, stop, step = groups.indices(len(self))
         if step != 1 or stop <= start:
-            raise ValueError(f"a span is one or more consecutive groups, got {groups} of {len(self)}")
+            raise ValueError(f"a span is one or more consecutive groups: {groups} of {len(self)}")
         return Span(self, start, stop)
 
 
 @dataclass(frozen=True)
 class Span:
-    """Groups `start..stop` of a schedule, laid end to end; its length is the number of positions L."""
+    """Groups `start..stop` of a schedule, laid end to end, L positions in all."""
 
     schedule: Schedule
     start: int
@@ -103,7 +103,7 @@ class Span:
     def mask(
         self, past: int = 0, own: bool = False, device: torch.device | str | None = None
     ) -> Tensor | None:
-        """Return who may attend to whom, (L, past + L) bool, or None where everyone may to everyone.
+        """Return who may attend to whom, (L, past + L) bool, or None if everyone to everyone.
 
         A position sees all `past` keys, its own group and the groups before it; with `own` its
         own group only, and no past.
@@ -117,17 +117,16 @@ class Span:
 # mode, so that a tensor first used while sampling can be saved for a later backward pass.
 @lru_cache(maxsize=256)
 def _levels(span: Span, device: torch.device) -> Tensor:
+    # From a list: `repeat_interleave` has a size that a compiler cannot know.
+    levels = [span.start + k for k, size in enumerate(span.sizes) for _ in range(size)]
     with torch.inference_mode(False):
-        sizes = torch.tensor(span.sizes)
-        return torch.repeat_interleave(torch.arange(span.start, span.stop), sizes).to(device)
+        return torch.tensor(levels, device=device)
 
 
 @lru_cache(maxsize=64)
 def _mask(span: Span, past: int, own: bool, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         levels = _levels(span, device)
-        if own:
-            inside = levels[:, None] == levels[None, :]
-        else:
-            inside = levels[:, None] >= levels[None, :]
+        compare = torch.eq if own else torch.ge
+        inside = compare(levels[:, None], levels[None, :])
         return torch.cat([inside.new_full((len(span), past), not own), inside], dim=1)

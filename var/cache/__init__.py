@@ -1,0 +1,1 @@
+"""What models remember of the groups they have read."""

@@ -1,0 +1,1 @@
+"""Who reads the canvas, what is kept, and the one loop."""

@@ -1,0 +1,1 @@
+"""Backbones, and the key tables of published ones."""

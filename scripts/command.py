@@ -1,0 +1,88 @@
+"""What all commands share: a Hydra main that ends in one line where the input is at fault."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+
+import hydra
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from var.errors import UserError
+
+Task = Callable[[DictConfig], None]
+
+
+def command(config: str) -> Callable[[Task], Callable[..., None]]:
+    """Make a task the command `var-<config>`, configured by `configs/<config>.yaml`.
+
+    Called with a config the result is the task itself, and raises as it does. Called without, it
+    is `run`.
+    """
+
+    def decorate(task: Task) -> Callable[..., None]:
+        @functools.wraps(task)
+        def main(cfg: DictConfig | None = None) -> None:
+            if cfg is None:
+                run(task, config)
+            else:
+                task(cfg)
+
+        return main
+
+    return decorate
+
+
+def run(task: Task, config: str) -> None:
+    """Run a task on what the command line says.
+
+    The process ends with status 2 and one line where the input is at fault (a `UserError`, a value
+    missing or of the wrong type), with 2 and Hydra's message if the config cannot be composed, with
+    130 on Ctrl-C, and with 1 and a traceback where the program is at fault.
+    """
+    reached: list[DictConfig] = []
+
+    @functools.wraps(task)
+    def guarded(cfg: DictConfig) -> None:
+        reached.append(cfg)
+        try:
+            check_complete(cfg)
+            task(cfg)
+        except (UserError, OmegaConfBaseException, InstantiationException) as error:
+            # Caught in here, because Hydra meets any exception of a task with a traceback.
+            sys.stderr.write(f"var-{config}: error: {' '.join(str(fault(error)).split())}\n")
+            sys.exit(2)
+
+    main = hydra.main(version_base="1.3", config_path="pkg://var.configs", config_name=config)
+    try:
+        main(guarded)()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except SystemExit as stop:
+        sys.exit(2 if stop.code == 1 and not reached else stop.code)
+
+
+def check_complete(cfg: DictConfig) -> None:
+    """Check that no value is left open.
+
+    Raises:
+        UserError: one is; the message names it.
+    """
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise UserError(f"{', '.join(missing)} must be given: say {missing[0]}=…")
+
+
+def fault(error: Exception) -> Exception:
+    """Return what the user did wrong, from inside Hydra's report on an object it could not build.
+
+    An exception that does not speak of the input, but of a fault of ours, is raised as it is.
+    """
+    if not isinstance(error, InstantiationException):
+        return error
+    if isinstance(error.__cause__, UserError | ValueError):
+        return error.__cause__
+    raise error

@@ -1,0 +1,195 @@
+"""`var-sample`: images from a trained model, as PNGs that remember how they were made."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, cast
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+import var
+from var.devices import parse_device, parse_dtype, share
+from var.errors import UserError
+from var.labels import class_name
+from var.pipeline import Pipeline, load
+from var.png import grid, save_png, to_uint8
+from var.recipe import parse_sampling
+from var.scripts.command import command
+
+log = logging.getLogger("var.scripts.sample")
+
+
+@dataclass
+class Options:
+    """The command's options and their types; `configs/sample.yaml` says what they mean."""
+
+    model: str
+    files: str | None
+    labels: Any
+    number: int
+    seed: int
+    sampling: dict[str, Any]
+    dtype: str
+    device: str
+    batch_size: int
+    out: str
+    grid: bool
+    columns: int | None
+    upscale: int
+    steps: bool
+    progress: bool
+    cache: dict[str, Any]
+    decoding: dict[str, Any]
+
+
+@command("sample")
+def main(cfg: DictConfig) -> None:
+    """Draw what the configuration describes, shared out over all processes."""
+    started = perf_counter()
+    merged = OmegaConf.merge(OmegaConf.structured(Options), cfg)
+    options = cast(Options, OmegaConf.to_object(merged))
+    out = output(cfg)
+    check(options, out)
+    device, dtype = parse_device(options.device), parse_dtype(options.dtype)
+    state = PartialState(cpu=device.type == "cpu")
+    if state.num_processes > 1 and device.type != "cpu":
+        device = cast(torch.device, state.device)
+    pipe = load(options.model, device=device, dtype=dtype, files=options.files)
+    job = Job(options, pipe)
+    mine = share(len(job.ids), state.process_index, state.num_processes)
+    tiles: list[Tensor] = []
+    for index, frames in zip(mine, job.images(mine, state.is_main_process), strict=True):
+        if out.suffix != ".png":
+            save_png(out / job.file_name(index), frames[-1], job.note(index))
+        if out.suffix == ".png" or options.grid:
+            tiles.extend(frames)
+    tiles = gather_object(tiles)
+    if not state.is_main_process:
+        return
+    if tiles:
+        sheet = out if out.suffix == ".png" else out / "grid.png"
+        columns = options.columns or job.columns()
+        save_png(
+            sheet, grid(torch.stack(tiles), columns=columns, upscale=options.upscale), job.notes()
+        )
+    log.info("%d images in %.1f s: %s", len(job.ids), perf_counter() - started, out)
+
+
+class Job:
+    """Which images to draw, and how.
+
+    Args:
+        options: of the command.
+        pipe: what draws them.
+    """
+
+    def __init__(self, options: Options, pipe: Pipeline) -> None:
+        self.options, self.pipe = options, pipe
+        every = range(pipe.class_count) or [-1]
+        self.labels = pipe.ids(every if options.labels is None else options.labels)
+        self.ids = [label for label in self.labels for _ in range(options.number)]
+        if not self.ids:
+            raise UserError("labels=[] names no class: there is nothing to draw")
+        self.sampling = pipe.settings(**cast(Any, options.sampling))
+
+    def images(self, mine: range, bar: bool) -> Iterator[Tensor]:
+        """Yield what the grid shows of each image, (S, 3, H, W) uint8: itself, or all its steps."""
+        options, pipe = self.options, self.pipe
+        make, kind = instantiate(options.decoding), instantiate(options.cache)
+        ids, seeds = self.ids[mine.start : mine.stop], [options.seed + i for i in mine]
+        for images in pipe.batches(
+            ids,
+            seeds,
+            sampling=self.sampling,
+            decoding=lambda: make(pipe.model, pipe.model.new_cache(kind)),
+            batch_size=options.batch_size,
+            progress=options.progress and bar,
+            steps=options.steps,
+        ):
+            yield from to_uint8(images.flatten(0, 1)).unflatten(0, images.shape[:2]).cpu()
+
+    def columns(self) -> int:
+        """Return how many tiles stand side by side: a label, or an image's steps, in a row."""
+        if self.options.steps:
+            return len(self.pipe.schedule)
+        if self.options.number > 1 and len(self.labels) > 1:
+            return self.options.number
+        return len(self.ids) if len(self.ids) <= 10 else math.ceil(math.sqrt(len(self.ids)))
+
+    def file_name(self, index: int) -> str:
+        """Return the file name of an image: its number and its class."""
+        name = class_name(self.ids[index], self.pipe.classes)
+        return f"{index:06d}_{re.sub(r'[^a-z0-9]+', '-', name.casefold()).strip('-')}.png"
+
+    def note(self, index: int) -> dict[str, Any]:
+        """Return what it takes to make an image again."""
+        return {**self._common(), "labels": [self.ids[index]], "seed": self.options.seed + index}
+
+    def notes(self) -> dict[str, Any]:
+        """Return what it takes to make the grid again."""
+        options = self.options
+        return {
+            **self._common(),
+            "labels": self.labels,
+            "seed": options.seed,
+            "number": options.number,
+        }
+
+    def _common(self) -> dict[str, Any]:
+        options = self.options
+        return {
+            "version": var.__version__,
+            "model": options.model,
+            "sampling": asdict(self.sampling),
+            "dtype": options.dtype,
+            "decoding": options.decoding,
+            "cache": options.cache,
+        }
+
+
+def output(cfg: DictConfig) -> Path:
+    """Return where to write: `out`, numbered in a sweep unless it tells the jobs apart itself."""
+    out = Path(cfg.out)
+    sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if not sweep or OmegaConf.is_interpolation(cfg, "out"):
+        return out
+    return out.with_stem(f"{out.stem}-{HydraConfig.get().job.num}")
+
+
+def check(options: Options, out: Path) -> None:
+    """Check what can be checked before the model is loaded.
+
+    Raises:
+        UserError: a number out of range, or nothing can be written to `out`.
+    """
+    least = {"number": 1, "seed": 0, "batch_size": 1, "upscale": 1, "columns": 1}
+    for name, lowest in least.items():
+        value = getattr(options, name)
+        if value is not None and value < lowest:
+            raise UserError(f"{name} must be {lowest} or more, got {value}")
+    parse_sampling({k: v for k, v in options.sampling.items() if v is not None}, "sampling")
+    if out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".bmp"):
+        raise UserError(f"out={out}: images are written as PNG; name a file *.png or a folder")
+    folder = out.parent if out.suffix == ".png" else out
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise UserError(f"cannot write {out}: {folder} is not a folder that can be written to")
+
+
+if __name__ == "__main__":
+    main()

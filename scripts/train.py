@@ -1,0 +1,135 @@
+"""`var-train`: compose a training run from the configs and start it, or go on with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from var import hub, store
+from var.data.batches import Batches, loader
+from var.data.images import ImageData
+from var.errors import UserError
+from var.pipeline import Pipeline
+from var.recipe import Data, Recipe, parse_sampling
+from var.schedule import Schedule
+from var.scripts.command import command
+from var.tokenizers.losses import Objective
+from var.training.checkpoint import Checkpoints
+from var.training.generator import GeneratorTask
+from var.training.loop import Settings, Trainer
+from var.training.task import Task
+from var.training.tokenizer import TokenizerTask
+
+
+@command("train")
+def main(cfg: DictConfig) -> None:
+    """Train what the configuration describes."""
+    settings: Settings = instantiate(cfg.trainer)
+    folder = Path(cfg.runs) / cfg.name
+    checkpoint = resume_from(cfg.resume, folder)
+    data: ImageData = instantiate(cfg.data.train)
+    torch.manual_seed(settings.seed)  # of the initial weights
+    task, export = (generator if cfg.backbone else tokenizer)(cfg, data, folder)
+    Trainer(
+        task=task,
+        data=lambda start, shard: batches(data, settings, start, shard),
+        folder=folder,
+        settings=settings,
+        export=export,
+    ).fit(checkpoint)
+
+
+def resume_from(choice: str, folder: Path) -> Path | None:
+    """Return the checkpoint to go on from, if any."""
+    if choice not in ("auto", "never"):
+        if not (Path(choice) / "progress.json").is_file():
+            raise UserError(f"resume={choice} is not a checkpoint: name a folder step-…, or use auto")
+        return Path(choice)
+    found = Checkpoints(folder / "checkpoints").all()
+    if found and choice == "never":
+        raise UserError(f"{folder} holds checkpoints: go on with resume=auto, or set another name=…")
+    return found[-1] if found else None
+
+
+def batches(
+    data: ImageData, settings: Settings, start: int, shard: tuple[int, int]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Return the endless training batches of one process."""
+    size = settings.batch_size // settings.accumulation
+    return iter(loader(data, Batches(len(data), size, settings.seed, start, shard)))
+
+
+Export = Callable[[nn.Module], None]
+
+
+def tokenizer(cfg: DictConfig, data: ImageData, folder: Path) -> tuple[Task, Export]:
+    """Return the task of training a tokenizer, and how its run folder is written."""
+    spec: dict[str, Any] = {**plain(cfg.tokenizer), "scales": len(cfg.schedule)}
+    recipe = Recipe(spec, Schedule.scales(plain(cfg.schedule)), data=describe(data))
+    task = TokenizerTask(
+        tokenizer=make(spec),
+        objective=Objective(instantiate(cfg.objective)),
+        schedule=recipe.schedule,
+        sample=data.__getitems__(range(10))[0],
+        initialise=cfg.codebook.initialise,
+        revive=cfg.codebook.revive,
+    )
+    return task, lambda module: store.save(folder, store.Run(recipe, module.tokenizer))  # type: ignore[arg-type]
+
+
+def generator(cfg: DictConfig, data: ImageData, folder: Path) -> tuple[Task, Export]:
+    """Return the task of training a generator on a trained tokenizer, and how its run is written."""
+    base = hub.find(cfg.tokenizer.run)
+    if Schedule.scales(plain(cfg.schedule)) != base.recipe.schedule:
+        raise UserError(
+            f"schedule={cfg.schedule} is not that of tokenizer.run={cfg.tokenizer.run}, "
+            f"{list(base.recipe.schedule.grids)}: leave schedule out, or train another tokenizer"
+        )
+    spec: dict[str, Any] = {
+        "vocabulary": base.recipe.tokenizer["vocabulary"],
+        "channels": base.recipe.tokenizer["channels"],
+        "classes": len(data.classes),
+        "ladder": plain(cfg.schedule),
+        **plain(cfg.backbone),
+    }
+    sampling = parse_sampling(plain(cfg.sampling), "sampling")
+    recipe = Recipe(
+        base.recipe.tokenizer, base.recipe.schedule, spec, data=describe(data), sampling=sampling
+    )
+
+    def run(module: nn.Module) -> store.Run:
+        return store.Run(recipe, base.tokenizer, module)
+
+    task = GeneratorTask(
+        backbone=make(spec),
+        tokenizer=base.tokenizer.requires_grad_(False),
+        schedule=recipe.schedule,
+        sampler=lambda backbone: Pipeline(run(backbone))(range(min(10, len(data.classes))), number=10),
+        drop_label=cfg.drop_label,
+    )
+    return task, lambda module: store.save(folder, run(module.backbone))  # type: ignore[arg-type]
+
+
+def make(spec: dict[str, Any]) -> Any:
+    """Return the module of a spec with fresh weights."""
+    return get_class(spec["_target_"])(**{k: v for k, v in spec.items() if k != "_target_"})
+
+
+def describe(data: ImageData) -> Data:
+    """Return what a run folder says of its data."""
+    return Data(name=data.name, classes=tuple(data.classes), size=data.size)
+
+
+def plain(node: Any) -> Any:
+    """Return a config node as plain Python values."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import tiny
+from var.cache.base import Cache
+from var.cache.dense import Dense
+from var.cache.static import Static
+from var.models.var import VAR
+from var.sampling import Condition
+from var.schedule import Schedule, Span
+
+Kind = Callable[[int], Cache]
+KINDS = pytest.mark.parametrize("kind", [Dense, Static])
+VARIANTS = pytest.mark.parametrize(
+    "model",
+    [
+        tiny.model(),
+        tiny.model(l2_norm=False),
+        tiny.model(shared_adaln=True),
+        tiny.model(ladder=[(2, 3), 4, (5, 4)], mlp_ratio=1.5),
+    ],
+    ids=["cosine", "fixed", "shared", "rectangles"],
+)
+
+
+def inputs(schedule: Schedule, rows: int = 3) -> tuple[Tensor, Condition]:
+    rng = torch.Generator().manual_seed(2)
+    x = torch.randn(rows, schedule.starts[-1], tiny.CHANNELS, generator=rng)
+    return x, Condition(torch.arange(rows) - 1)
+
+
+@torch.no_grad()
+def read(model: VAR, x: Tensor, condition: Condition, cache: Cache, *spans: Span) -> list[Tensor]:
+    """Let the model read spans one after the other."""
+    features = []
+    for span in spans:
+        features.append(model(x[:, span.positions], span, condition, cache))
+        cache.advance(span)
+    return features
+
+
+def one_by_one(schedule: Schedule, start: int = 0) -> list[Span]:
+    return [schedule[k : k + 1] for k in range(start, len(schedule))]
+
+
+@KINDS
+@VARIANTS
+def test_cached_equals_uncached(model: VAR, kind: Kind) -> None:
+    schedule = model.schedule
+    x, condition = inputs(schedule)
+    at_once = model(x, schedule[:], condition)
+    steps = read(model, x, condition, model.new_cache(kind), *one_by_one(schedule))
+    torch.testing.assert_close(torch.cat(steps, dim=1), at_once, rtol=1e-4, atol=1e-5)
+
+
+@KINDS
+def test_several_groups_may_be_read_at_once(kind: Kind) -> None:
+    model, schedule = tiny.model(), tiny.SCHEDULE
+    x, condition = inputs(schedule)
+    at_once = model(x, schedule[:], condition)
+    steps = read(model, x, condition, model.new_cache(kind), schedule[:2], schedule[2:])
+    torch.testing.assert_close(torch.cat(steps, dim=1), at_once, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_static_equals_dense_in_half_precision_too(dtype: torch.dtype) -> None:
+    model, schedule = tiny.model().to(dtype), tiny.SCHEDULE
+    x, condition = inputs(schedule)
+    dense, static = (
+        read(model, x, condition, model.new_cache(kind), *one_by_one(schedule))
+        for kind in (Dense, Static)
+    )
+    for a, b in zip(dense, static, strict=True):
+        assert a.dtype == b.dtype == dtype
+        torch.testing.assert_close(a, b)
+
+
+@KINDS
+def test_what_was_rewound_leaves_no_trace(kind: Kind) -> None:
+    model, schedule = tiny.model(), tiny.SCHEDULE
+    x, condition = inputs(schedule)
+    straight = read(model, x, condition, model.new_cache(kind), *one_by_one(schedule))
+    cache = model.new_cache(kind)
+    read(model, x, condition, cache, *one_by_one(schedule)[:2])
+    read(model, -x, condition, cache, schedule[2:])
+    cache.rewind(2)
+    assert cache.seen == 2
+    again = read(model, x, condition, cache, *one_by_one(schedule, start=2))
+    torch.testing.assert_close(again, straight[2:])
+
+
+@KINDS
+def test_a_cache_rewound_to_0_serves_another_condition_and_batch(kind: Kind) -> None:
+    model, schedule = tiny.model(), tiny.SCHEDULE
+    cache = model.new_cache(kind)
+    x, condition = inputs(schedule, rows=2)
+    read(model, x, condition, cache, schedule[:])
+    cache.rewind(0)
+    x, _ = inputs(schedule, rows=3)
+    condition = Condition(torch.tensor([4, 3, 2]))
+    (again,) = read(model, x, condition, cache, schedule[:])
+    torch.testing.assert_close(again, model(x, schedule[:], condition).detach())
+
+
+@KINDS
+def test_an_interrupted_first_reading_can_be_rewound(kind: Kind) -> None:
+    model, schedule = tiny.model(), tiny.SCHEDULE
+    cache = model.new_cache(kind)
+    x, condition = inputs(schedule)
+    with torch.no_grad():
+        model(x[:, :1], schedule[:1], condition, cache)  # and no `advance`
+    cache.rewind(0)
+    other = Condition(torch.tensor([4, 3, 2]))
+    (features,) = read(model, x, other, cache, schedule[:])
+    torch.testing.assert_close(features, model(x, schedule[:], other).detach())
+
+
+@KINDS
+def test_rewinding_forward_does_nothing(kind: Kind) -> None:
+    model, schedule = tiny.model(), tiny.SCHEDULE
+    cache = model.new_cache(kind)
+    x, condition = inputs(schedule)
+    read(model, x, condition, cache, schedule[:2])
+    cache.rewind(2)
+    cache.rewind(3)
+    assert cache.seen == 2 and cache.rewinds
+
+
+@KINDS
+def test_groups_out_of_turn_are_refused(kind: Kind) -> None:
+    model, schedule = tiny.model(), tiny.SCHEDULE
+    cache = model.new_cache(kind)
+    x, condition = inputs(schedule)
+    with pytest.raises(ValueError, match="starts at"):
+        cache.advance(schedule[1:2])
+    with pytest.raises(ValueError, match="starts at scale 1, the model has read 0"):
+        model(x[:, 1:5], schedule[1:2], condition, cache)
+
+
+def test_the_static_cache_stays_where_it_is() -> None:
+    model, schedule = tiny.model(), tiny.SCHEDULE
+    cache = model.new_cache(Static)
+    places = []
+    for _ in range(2):
+        cache.rewind(0)
+        read(model, *inputs(schedule), cache, *one_by_one(schedule))
+        k = torch.zeros(3, 4, 16, 8)
+        keys, _ = cache.layers[0].extend(k, k, k, schedule[3:])
+        places.append(keys.data_ptr())
+    assert places[0] == places[1]
+
+
+def test_the_static_cache_refuses_to_lose_gradients() -> None:
+    model, schedule = tiny.model(), tiny.SCHEDULE
+    x, condition = inputs(schedule)
+    with pytest.raises(RuntimeError, match="take Dense"):
+        model(x, schedule[:], condition, model.new_cache(Static))
+
+
+def test_the_static_cache_refuses_another_batch_midway() -> None:
+    model, schedule = tiny.model(), tiny.SCHEDULE
+    cache = model.new_cache(Static)
+    x, condition = inputs(schedule)
+    read(model, x, condition, cache, schedule[:2])
+    memory = cache.layers[0]
+    k = torch.zeros(2, 4, 9, 8)
+    with pytest.raises(ValueError, match="rows or the type"):
+        memory.extend(k, k, k, schedule[2:3])
+
+
+def test_gradients_flow_through_the_dense_cache() -> None:
+    model, schedule = tiny.model(), tiny.SCHEDULE
+    x, condition = inputs(schedule)
+    x.requires_grad_()
+    cache = model.new_cache(Dense)
+    model(x[:, :5], schedule[:2], condition, cache)
+    cache.advance(schedule[:2])
+    model(x[:, 5:14], schedule[2:3], condition, cache).sum().backward()
+    assert x.grad is not None and x.grad[:, 1:5].abs().sum() > 0

@@ -1,0 +1,119 @@
+"""The contracts of the caches' floor, `Memory` and `Cache`, and what all plain caches share.
+
+A memory is what one layer remembers of the groups read so far; a cache is a memory per layer. A
+cache belongs to one batch and one condition until it is rewound to 0. Letters: R rows, N heads, L
+positions of a span, S positions attended to, d channels of a head, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from var.schedule import Schedule, Span
+
+
+class Memory(Protocol):
+    """What one layer remembers."""
+
+    def extend(self, q: Tensor, k: Tensor, v: Tensor, span: Span) -> tuple[Tensor, Tensor]:
+        """Return keys and values to attend to now, (R, N, S, d), those of `span` at the end.
+
+        Args:
+            q: (R, N, L, d) queries of the span, for memories that choose what to keep by them.
+            k: (R, N, L, d) its keys.
+            v: (R, N, L, d) its values.
+            span: the groups that they belong to.
+        """
+        ...
+
+    def once(self, make: Callable[[Tensor], Tensor], condition: Tensor) -> Tensor:
+        """Return `make(condition)`, computed the first time and remembered."""
+        ...
+
+    def rewind(self, positions: int) -> None:
+        """Forget all but the first `positions` positions; 0 forgets everything."""
+        ...
+
+
+class Cache(Protocol):
+    """What a model remembers of the groups it has read.
+
+    Attributes:
+        seen: number of groups read.
+    """
+
+    seen: int
+
+    @property
+    def rewinds(self) -> bool:
+        """Whether groups can be forgotten one by one."""
+        ...
+
+    @property
+    def layers(self) -> Sequence[Memory]:
+        """The memory of each layer."""
+        ...
+
+    def advance(self, span: Span) -> None:
+        """Note that every layer has read `span`."""
+        ...
+
+    def rewind(self, groups: int) -> None:
+        """Forget all but the first `groups` groups; nothing happens if no more were read.
+
+        Every cache can be rewound to 0, and then serves another batch and condition.
+        """
+        ...
+
+
+class Plain:
+    """A cache of exact memories: keeps every key and value, and rewinds to any group.
+
+    Args:
+        layers: one memory per layer.
+    """
+
+    rewinds = True
+
+    def __init__(self, layers: Sequence[Memory]) -> None:
+        self.layers = layers
+        self.seen = 0
+        self._schedule: Schedule | None = None
+
+    def advance(self, span: Span) -> None:
+        """Note that every layer has read `span`, which must begin where the last one ended."""
+        if span.start != self.seen:
+            raise ValueError(f"read {self.seen} groups so far, the span starts at {span.start}")
+        self.seen, self._schedule = span.stop, span.schedule
+
+    def rewind(self, groups: int) -> None:
+        """Forget all but the first `groups` groups; nothing happens if no more were read."""
+        if groups and groups >= self.seen:
+            return
+        positions = self._schedule.starts[groups] if self._schedule else 0
+        for memory in self.layers:
+            memory.rewind(positions)
+        self.seen = groups
+
+
+class Constants:
+    """The `once` half of a memory: results that depend on the condition only.
+
+    In VAR the modulation of a block is a third of its weights and the same at every scale.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Callable[[Tensor], Tensor], Tensor] = {}
+
+    def once(self, make: Callable[[Tensor], Tensor], condition: Tensor) -> Tensor:
+        """Return `make(condition)`, computed the first time and remembered."""
+        if make not in self._known:
+            self._known[make] = make(condition)
+        return self._known[make]
+
+    def forget(self) -> None:
+        """Forget the results: the next condition is another one."""
+        self._known.clear()

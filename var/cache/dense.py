@@ -1,0 +1,48 @@
+"""The dense cache: keys and values grow by concatenation.
+
+Simple, takes no more memory than needed, works under autograd; `var.cache.static` is faster.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from var.cache.base import Constants, Plain
+from var.schedule import Span
+
+
+class DenseMemory(Constants):
+    """All keys and values of one layer, (R, N, S, d) each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: tuple[Tensor, Tensor] | None = None
+
+    def extend(self, q: Tensor, k: Tensor, v: Tensor, span: Span) -> tuple[Tensor, Tensor]:
+        """Return everything remembered, followed by `k` and `v`; remember them too."""
+        if self._kept is not None and span.start:
+            keys, values = self._kept
+            k, v = torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2)
+        self._kept = k, v
+        return k, v
+
+    def rewind(self, positions: int) -> None:
+        """Keep the first `positions` positions; 0 forgets everything."""
+        if not positions:
+            self._kept = None
+            self.forget()
+        elif self._kept is not None:
+            keys, values = self._kept
+            self._kept = keys[:, :, :positions], values[:, :, :positions]
+
+
+class Dense(Plain):
+    """A cache that grows by concatenation.
+
+    Args:
+        layers: number of layers of the model.
+    """
+
+    def __init__(self, layers: int) -> None:
+        super().__init__([DenseMemory() for _ in range(layers)])

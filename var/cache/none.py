@@ -1,0 +1,24 @@
+"""No cache: training and teacher forcing read all groups at once and remember nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from var.schedule import Span
+
+
+class NoMemory:
+    """A memory that returns what it is given."""
+
+    def extend(self, q: Tensor, k: Tensor, v: Tensor, span: Span) -> tuple[Tensor, Tensor]:
+        """Return `k` and `v`."""
+        return k, v
+
+    def once(self, make: Callable[[Tensor], Tensor], condition: Tensor) -> Tensor:
+        """Return `make(condition)`."""
+        return make(condition)
+
+    def rewind(self, positions: int) -> None:
+        """Nothing to forget."""

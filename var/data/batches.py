@@ -1,0 +1,66 @@
+"""Which images make up which batch: a function of the seed and the step, nothing else.
+
+Any number of processes sees the same global batches in the same order, and a resumed run goes on
+exactly where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from var.data.images import Batch, ImageData
+
+
+class Batches(Sampler[list[int]]):
+    """Endless index lists, one per micro-batch, from a fresh shuffle each epoch.
+
+    Args:
+        length: of the data set.
+        size: images in a global micro-batch, over all processes.
+        seed: of the shuffles.
+        start: global micro-batches to skip, for resuming.
+        shard: (which, of how many) equal parts of each micro-batch to yield.
+
+    Raises:
+        ValueError: the batch is larger than the data set or cannot be shared out evenly.
+    """
+
+    def __init__(
+        self, length: int, size: int, seed: int, start: int = 0, shard: tuple[int, int] = (0, 1)
+    ) -> None:
+        if size > length:
+            raise ValueError(f"a batch of {size} is larger than the data set of {length} images")
+        if size % shard[1]:
+            raise ValueError(f"a batch of {size} cannot be shared by {shard[1]} processes")
+        self.length, self.size, self.seed, self.start, self.shard = length, size, seed, start, shard
+
+    def __iter__(self) -> Iterator[list[int]]:
+        per_epoch = self.length // self.size
+        epoch, skip = divmod(self.start, per_epoch)
+        which, share = self.shard[0], self.size // self.shard[1]
+        while True:
+            rng = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            order = torch.randperm(self.length, generator=rng)
+            for batch in range(skip, per_epoch):
+                first = batch * self.size + which * share
+                yield order[first : first + share].tolist()
+            epoch, skip = epoch + 1, 0
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
+
+
+def loader(data: ImageData, batches: Sampler[list[int]], workers: int = 0) -> DataLoader[Batch]:
+    """Return a loader of `Batch`es of `data`, in pinned memory where there is a GPU."""
+    return DataLoader(
+        data,  # pyright: ignore[reportArgumentType]
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_as_is,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+    )

@@ -1,0 +1,144 @@
+"""Image data sets: name, pixels and class ids, fetched a whole batch at a time.
+
+Every data set is a map from indices to images (B, 3, H, W) in [0, 1] and labels (B,) int64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from var.errors import UserError
+
+
+class Batch(NamedTuple):
+    """Images (B, 3, H, W) float32 in [0, 1] and labels (B,) int64."""
+
+    image: Tensor
+    label: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device, copied without waiting."""
+        return Batch(*(x.to(device, non_blocking=True) for x in self))
+
+
+class ImageData(Protocol):
+    """A data set that hands out batches.
+
+    Attributes:
+        name: for run folders and cards.
+        classes: names of the classes, by id.
+        size: side of the images in pixels.
+    """
+
+    name: str
+    classes: Sequence[str]
+    size: int
+
+    def __len__(self) -> int: ...
+    def __getitems__(self, indices: Sequence[int]) -> Batch: ...
+
+
+class TensorImages(Dataset[Batch]):
+    """A data set that fits in memory.
+
+    Args:
+        name: of the data set.
+        pixels: (N, H, W) uint8, grey.
+        labels: (N,) int64.
+        classes: names of the classes.
+    """
+
+    def __init__(self, name: str, pixels: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
+        self.name, self.pixels, self.labels, self.classes = name, pixels, labels, list(classes)
+        self.size = pixels.shape[-1]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        grey = self.pixels[torch.as_tensor(indices)].float().div(255)
+        return Batch(grey[:, None].expand(-1, 3, -1, -1).contiguous(), self.labels[list(indices)])
+
+
+def digits(*, train: bool = True, size: int = 16) -> TensorImages:
+    """Return scikit-learn's handwritten digits: real, 8x8, bundled, here enlarged to `size`.
+
+    The last 297 of the 1797 images are the test split.
+    """
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    part = slice(0, 1500) if train else slice(1500, None)
+    pixels = torch.from_numpy(data.images[part]).float().mul(255 / 16)[:, None]
+    pixels = F.interpolate(pixels, (size, size), mode="bicubic").round().clamp(0, 255)[:, 0]
+    labels = torch.from_numpy(data.target[part].astype(np.int64))
+    return TensorImages("digits", pixels.byte(), labels, [str(i) for i in range(10)])
+
+
+def fashion_mnist(
+    *, root: str | Path, train: bool = True, download: bool = False, padding: int = 2
+) -> TensorImages:
+    """Return Fashion-MNIST, its 28x28 images padded with black, by default to 32x32.
+
+    Args:
+        root: the folder that holds (or, with `download`, shall hold) `FashionMNIST/raw`.
+        train: the 60 000 training images, or the 10 000 test images.
+        download: fetch the files if they are missing.
+        padding: pixels added on each side.
+
+    Raises:
+        UserError: the files are not there and `download` is off.
+    """
+    from torchvision.datasets import FashionMNIST
+
+    try:
+        data = FashionMNIST(str(root), train=train, download=download)
+    except RuntimeError as error:
+        raise UserError(
+            f"no Fashion-MNIST below data.root={root}: name the folder that holds FashionMNIST/raw, "
+            "or fetch it there with data.download=true"
+        ) from error
+    pixels = F.pad(data.data, (padding,) * 4)
+    return TensorImages("fashion_mnist", pixels, data.targets, data.classes)
+
+
+def crop_fashion_mnist(image: Tensor, padding: int = 2) -> Tensor:
+    """Return images (B, 3, 32, 32) in [0, 1] as the original grey ones: (B, 1, 28, 28) uint8."""
+    grey = image[..., padding:-padding, padding:-padding].mean(dim=1, keepdim=True)
+    return grey.clamp(0, 1).mul(255).round().byte()
+
+
+def centre_crop(size: int, enlarge: float = 1.125) -> Callable[[Image.Image], Tensor]:
+    """Return the published validation transform (VAR, section 5): PIL image to (3, size, size).
+
+    The shorter edge is resized to `round(enlarge * size)` by Lanczos, the centre cut out; values
+    are in [0, 1].
+    """
+
+    def transform(image: Image.Image) -> Tensor:
+        image = _shorter_edge(ImageOps.exif_transpose(image).convert("RGB"), round(enlarge * size))
+        left = round((image.width - size) / 2)
+        top = round((image.height - size) / 2)
+        return _to_tensor(image.crop((left, top, left + size, top + size)))
+
+    return transform
+
+
+def _shorter_edge(image: Image.Image, side: int) -> Image.Image:
+    short, long = sorted(image.size)
+    far = int(side * long / short)
+    size = (side, far) if image.width <= image.height else (far, side)
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(255)

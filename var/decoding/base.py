@@ -1,0 +1,39 @@
+"""The contract of decodings: who reads the canvas next, and what is kept of the prediction."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from var.cache.base import Cache
+from var.heads.base import Prediction
+from var.models.base import Backbone
+from var.random import Rng
+from var.tokenizers.tokenizer import Canvas
+
+
+class Turn(NamedTuple):
+    """One reading of the canvas.
+
+    Attributes:
+        model: who reads.
+        cache: what it has read before.
+        draft: the canvas, perhaps with guesses written on it.
+    """
+
+    model: Backbone
+    cache: Cache
+    draft: Canvas
+
+
+class Decoding(Protocol):
+    """Chooses reader and guesses of each turn, and settles what is decided."""
+
+    def propose(self, canvas: Canvas) -> Turn:
+        """Return the next turn; on a canvas with nothing decided a new run begins."""
+        ...
+
+    def settle(self, prediction: Prediction, rng: Rng | None) -> list[Tensor]:
+        """Return the tokens of the next group or groups."""
+        ...

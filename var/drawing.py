@@ -1,0 +1,118 @@
+"""Drawing many images: in batches that fit into memory, each image from its own random stream."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from var.decoding.base import Decoding
+from var.decoding.loop import decide
+from var.errors import UserError
+from var.random import Rng
+from var.sampling import Condition, Sampling
+from var.schedule import Schedule
+from var.tokenizers.tokenizer import Canvas, Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How images are drawn.
+
+    Attributes:
+        tokenizer: tokens to pixels.
+        schedule: the groups of an image.
+        sampling: how tokens are drawn.
+        decoding: makes a decoding, anew for each batch: a batch that failed leaves nothing behind.
+        device: where the weights are.
+        steps: show each image after every turn, not only when it is finished.
+    """
+
+    tokenizer: Tokenizer
+    schedule: Schedule
+    sampling: Sampling
+    decoding: Callable[[], Decoding]
+    device: torch.device
+    steps: bool = False
+
+    def batches(
+        self, ids: Sequence[int], seeds: Sequence[int], *, batch_size: int, progress: bool
+    ) -> Iterator[Tensor]:
+        """Yield images (b, S, 3, H, W) in [0, 1]; S is the number of turns with `steps`, else 1.
+
+        Args:
+            ids: class id of each image, -1 for none.
+            seeds: random stream of each image, 0 or more.
+            batch_size: images at a time; halved as often as needed when memory runs out.
+            progress: show a bar.
+
+        Raises:
+            UserError: no memory for a single image, or a number out of range.
+        """
+        if batch_size < 1:
+            raise UserError(f"batch_size must be 1 or more, got {batch_size}")
+        if min(seeds, default=0) < 0:
+            raise UserError(f"seeds must be 0 or more, got {min(seeds)}")
+        done, groups = 0, len(self.schedule)
+        with tqdm(total=len(ids) * groups, disable=not progress, unit="map") as bar:
+            while done < len(ids):
+                part = slice(done, done + batch_size)
+                images = self._attempt(ids[part], seeds[part], bar)
+                if images is None:
+                    batch_size = _halved(min(batch_size, len(ids) - done), self.device)
+                    bar.n = done * groups
+                    continue
+                done += len(images)
+                bar.set_postfix_str(f"{done} of {len(ids)} images")
+                yield images
+
+    def _attempt(self, ids: Sequence[int], seeds: Sequence[int], bar: tqdm[Any]) -> Tensor | None:
+        frames: list[Tensor] = []
+        try:
+            for canvas in self._canvases(ids, seeds, bar):
+                if self.steps or canvas.done == len(self.schedule):
+                    with torch.inference_mode():
+                        frames.append(self.tokenizer.decode(canvas).float())
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            if not _is_out_of_memory(error):
+                raise
+            return None  # and let go of everything that the failure held
+        return torch.stack(frames, dim=1)
+
+    def _canvases(
+        self, ids: Sequence[int], seeds: Sequence[int], bar: tqdm[Any]
+    ) -> Iterator[Canvas]:
+        condition = Condition(torch.tensor(ids, dtype=torch.int64, device=self.device))
+        rng, done = Rng(seeds, self.device), 0
+        decoding = self.decoding()
+        for canvas in decide(
+            self.tokenizer, self.schedule, condition, decoding, self.sampling, rng
+        ):
+            bar.update(len(ids) * (canvas.done - done))
+            done = canvas.done
+            yield canvas
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    message = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        phrase in message for phrase in ("can't allocate memory", "out of memory")
+    )
+
+
+def _halved(batch_size: int, device: torch.device) -> int:
+    if batch_size == 1:
+        raise UserError("out of memory for a single image: try dtype=bfloat16, or a smaller model")
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    log.warning(
+        "out of memory with %d images at a time: going on with %d", batch_size, batch_size // 2
+    )
+    return batch_size // 2

@@ -1,0 +1,120 @@
+"""Where runs come from: a folder, the zoo, the published checkpoints, the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HFValidationError
+
+from var import store
+from var.errors import UserError
+from var.published import CHECKPOINTS, load_published
+from var.recipe import Data, Recipe
+from var.sampling import Sampling
+from var.store import Run
+
+_ZOO = Path(__file__).parent / "zoo"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def shipped() -> list[str]:
+    """Return the names of the models that come with the package."""
+    return sorted(path.name for path in _ZOO.iterdir() if store.exists(path))
+
+
+def find(
+    name: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    files: str | Path | None = None,
+) -> Run:
+    """Return the run that a name stands for.
+
+    Looked up in this order: a run folder, a shipped name, a published name (downloaded the first
+    time), `owner/name` on the Hugging Face hub (likewise, never more than config and safetensors).
+
+    Args:
+        name: what to look up.
+        device: where the weights go.
+        dtype: of the generator, see `store.load`.
+        files: folder that is looked into for the files of published checkpoints before the hub is.
+
+    Raises:
+        UserError: there is nothing of that name, or what is there is damaged.
+    """
+    place = Path(name)
+    if store.exists(place):
+        return store.load(place, device=device, dtype=dtype)
+    if place.exists():
+        raise UserError(f"{name} is not a run folder: it holds no {store.CONFIG}")
+    if str(name) in shipped():
+        return store.load(_ZOO / name, device=device, dtype=dtype)
+    if str(name) in CHECKPOINTS:
+        return _published(str(name), torch.device(device), dtype, files)
+    if _HUB_ID.fullmatch(str(name)):
+        return store.load(_download(str(name)), device=device, dtype=dtype)
+    raise UserError(_unknown(str(name)))
+
+
+def push(run: Run, repository: str, *, private: bool = False) -> str:
+    """Upload a run to `owner/name` on the Hugging Face hub; return its address.
+
+    Raises:
+        UserError: the hub refuses, or cannot be reached.
+    """
+    with _hub_errors(f"cannot upload to {repository}"), tempfile.TemporaryDirectory() as folder:
+        store.save(folder, run)
+        api = HfApi()
+        address = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder)
+    return str(address)
+
+
+def _published(
+    name: str, device: torch.device, dtype: torch.dtype, files: str | Path | None
+) -> Run:
+    parts, checkpoint = load_published(name, files), CHECKPOINTS[name]
+    assert parts.tokenizer is not None and parts.tokenizer_spec is not None and parts.schedule
+    recipe = Recipe(
+        tokenizer=parts.tokenizer_spec,
+        schedule=parts.schedule,
+        backbone=parts.model_spec,
+        data=Data("imagenet", _imagenet_classes(), checkpoint.size),
+        sampling=Sampling(**checkpoint.sampling),
+    )
+    model = parts.model and parts.model.to(device, dtype).eval()
+    return Run(recipe, parts.tokenizer.to(device, torch.float32).eval(), model)
+
+
+def _imagenet_classes() -> tuple[str, ...]:
+    from torchvision.models import ResNet18_Weights  # slow to import, and needed here only
+
+    return tuple(ResNet18_Weights.DEFAULT.meta["categories"])
+
+
+def _download(name: str) -> Path:
+    with _hub_errors(f"there is no run folder {name}, and none to be had on the Hugging Face hub"):
+        return Path(snapshot_download(name, allow_patterns=[store.CONFIG, "*.safetensors"]))
+
+
+def _unknown(name: str) -> str:
+    names = [*shipped(), *CHECKPOINTS]
+    close = get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"known names are {', '.join(names) or 'none'}"
+    return f"there is no run folder and no model named {name} ({hint})"
+
+
+@contextmanager
+def _hub_errors(message: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, HFValidationError) as error:
+        raise UserError(f"{message}: {str(error).splitlines()[0]}") from error

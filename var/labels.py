@@ -1,0 +1,61 @@
+"""What users call classes, turned into class ids."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import SupportsIndex
+
+from var.errors import UserError
+
+Label = SupportsIndex | str | None
+
+
+def class_ids(labels: Iterable[Label], *, classes: Sequence[str], count: int) -> list[int]:
+    """Return the class id of each label; -1 is no class.
+
+    Args:
+        labels: ids, names in any case, or None and -1 for no class.
+        classes: names by id; empty if they have none.
+        count: number of classes.
+
+    Raises:
+        UserError: there is no such class; for a misspelt name the message suggests the right one.
+
+    >>> class_ids(["Cat", 1, None], classes=["cat", "dog"], count=2)
+    [0, 1, -1]
+    """
+    known = {name.casefold(): i for i, name in enumerate(classes)}
+    return [_class_id(label, known, classes, count) for label in labels]
+
+
+def class_name(label: int, classes: Sequence[str]) -> str:
+    """Return the name of a class id: its number if it has none, `none` for -1."""
+    if label < 0:
+        return "none"
+    return classes[label] if label < len(classes) else str(label)
+
+
+def _class_id(label: Label, known: dict[str, int], classes: Sequence[str], count: int) -> int:
+    if label is None:
+        return -1
+    if isinstance(label, SupportsIndex):
+        number = operator.index(label)
+        if -1 <= number < count:
+            return number
+        raise UserError(f"unknown class {number}: ids are 0..{count - 1}, or -1 for none")
+    name = str(label).casefold()
+    if name in known:
+        return known[name]
+    close = get_close_matches(name, known, n=1)
+    if close:
+        raise UserError(f"unknown class {label!r}: did you mean {classes[known[close[0]]]!r}?")
+    if not classes:
+        raise UserError(f"unknown class {label!r}: this model knows ids only, 0..{count - 1}")
+    raise UserError(f"unknown class {label!r}: the classes are {_listed(classes)}")
+
+
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,83 @@
+"""Small classifiers as feature networks: an offline stand-in for Inception on small data sets.
+
+Their 128 penultimate features serve as a Frechet distance, their logits as label agreement. Such a
+distance is not FID: report it as "FD-<network>", with the reference split and the number of images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from var.errors import UserError
+
+
+class SmallClassifier(nn.Module):
+    """A convolutional classifier, features first: images (B, C, H, W) uint8 to (B, 128).
+
+    Args:
+        mean, deviation: per channel of the pixels in [0, 1]; one number each: grey images.
+        stages: channel counts between poolings; the last convolution of the last stage is 1x1.
+        classes: number of classes.
+    """
+
+    num_features = 128  # torchmetrics asks for it by this name
+
+    def __init__(
+        self,
+        *,
+        mean: Sequence[float],
+        deviation: Sequence[float],
+        stages: Sequence[Sequence[int]] = ((32, 32), (64, 64), (128, 128, 128)),
+        classes: int = 10,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        now = len(mean)
+        for i, stage in enumerate(stages):
+            layers += [nn.MaxPool2d(2)] if i else []
+            for j, width in enumerate(stage):
+                last = i == len(stages) - 1 and j == len(stage) - 1
+                layers += _convolution(now, width, 1 if last else 3)
+                now = width
+        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(now, classes)]
+        self.layers = nn.Sequential(*layers)
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("deviation", torch.tensor(deviation)[:, None, None], persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the features (B, 128) of images (B, C, H, W) uint8."""
+        x = (images.float() / 255 - self.mean) / self.deviation
+        return self.layers[:-1](x)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Return the class logits (B, classes) of features (B, 128)."""
+        return self.layers[-1](features)
+
+
+def _convolution(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
+    convolution = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+    return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
+def small_classifier(
+    path: str | Path, *, mean: Sequence[float], deviation: Sequence[float]
+) -> SmallClassifier:
+    """Return the classifier stored in a safetensors file of `nn.Sequential` names (`0.weight`, ...).
+
+    Raises:
+        UserError: there is no such file, or it holds another network.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"no feature network at {path}: set features.path to its safetensors file")
+    net = SmallClassifier(mean=mean, deviation=deviation)
+    state = {f"layers.{key}": value for key, value in load_file(path).items()}
+    missing, unknown = net.load_state_dict(state, strict=False)
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    if missing or unknown:
+        raise UserError(f"{path} is another network: missing {missing}, unknown {unknown}")
+    return net.eval()

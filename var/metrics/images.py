@@ -1,0 +1,55 @@
+"""How good images are: Frechet distance and label agreement, PSNR of reconstructions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+from torchmetrics.image import PeakSignalNoiseRatio
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from var.metrics.features import SmallClassifier
+
+# Images (B, 3, H, W) in [0, 1] to what the feature network was made for, (B, C, h, w) uint8.
+Native = Callable[[Tensor], Tensor]
+
+
+class Likeness:
+    """Distance of generated images to real ones, and how many show what they should.
+
+    Args:
+        network: the feature network.
+        native: how images are handed to it.
+    """
+
+    def __init__(self, network: SmallClassifier, native: Native) -> None:
+        self.network, self.native = network, native
+        self.distance = FrechetInceptionDistance(feature=network, normalize=False)
+        self.right, self.seen = 0, 0
+
+    def real(self, batches: Iterable[Tensor]) -> None:
+        """Add real images (B, 3, H, W) in [0, 1]."""
+        for image in batches:
+            self.distance.update(self.native(image), real=True)
+
+    @torch.inference_mode()
+    def fake(self, image: Tensor, label: Tensor) -> None:
+        """Add generated images (B, 3, H, W) in [0, 1] and the classes (B,) they should show."""
+        native = self.native(image)
+        self.distance.update(native, real=False)
+        guess = self.network.logits(self.network(native)).argmax(dim=-1)
+        self.right += int((guess == label).sum())
+        self.seen += len(label)
+
+    def report(self) -> dict[str, float]:
+        """Return the Frechet distance, and the share of images classified as their label."""
+        return {
+            "frechet_distance": float(self.distance.compute()),
+            "label_agreement": self.right / max(1, self.seen),
+        }
+
+
+def psnr() -> PeakSignalNoiseRatio:
+    """Return the metric of mean peak signal-to-noise ratio over images in [0, 1], in dB."""
+    return PeakSignalNoiseRatio(data_range=(0.0, 1.0), dim=(1, 2, 3), reduction="elementwise_mean")

@@ -1,0 +1,38 @@
+"""The contract of the models' floor: `Backbone`."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from var.cache.base import Cache
+from var.heads.base import Head
+from var.sampling import Condition
+from var.schedule import Span
+
+
+class Backbone(Protocol):
+    """A transformer over the groups of a schedule: an `nn.Module`, head included."""
+
+    @property
+    def head(self) -> Head:
+        """What turns the backbone's features into predictions."""
+        ...
+
+    def __call__(
+        self, x: Tensor, span: Span, condition: Condition, cache: Cache | None = None
+    ) -> Tensor:
+        """Return features for the head, (R, L, D).
+
+        Args:
+            x: (R, L, C) what a canvas shows of the groups of `span`.
+            span: the groups to predict; without a cache they begin with group 0.
+            condition: of each of the R rows.
+            cache: what was read before; the caller advances it.
+        """
+        ...
+
+    def new_cache(self) -> Cache:
+        """Return an empty cache of the kind that suits this backbone."""
+        ...

@@ -1,0 +1,67 @@
+"""Published checkpoints: original configurations and state dicts in, our pieces out.
+
+The registry only; each system has its own module in `var.systems`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from var.errors import UserError
+from var.systems import var as var_system
+from var.systems.base import Checkpoint, Config, Parts, State, System
+from var.systems.files import locate, read_state
+
+__all__ = ["CHECKPOINTS", "Checkpoint", "Parts", "build", "load_published"]
+
+_SYSTEMS: dict[str, System] = {"var": var_system}
+
+CHECKPOINTS: dict[str, Checkpoint] = {
+    name: checkpoint
+    for system in _SYSTEMS.values()
+    for name, checkpoint in system.CHECKPOINTS.items()
+}
+
+
+def build(system: str, config: Config, state: State) -> Parts:
+    """Return model, tokenizer and schedule of a published system: those that `state` holds.
+
+    The parts take the tensors of `state` over without a copy.
+
+    Args:
+        system: name of the system.
+        config: the original constructor's keywords.
+        state: the original state dict; with several models in it, their keys are prefixed.
+
+    Raises:
+        UserError: unknown system, or configuration and state do not fit; names the keys.
+    """
+    if system not in _SYSTEMS:
+        raise UserError(f"unknown system {system}; there are: {', '.join(sorted(_SYSTEMS))}")
+    return _SYSTEMS[system].build(config, state)
+
+
+def load_published(name: str, folder: str | Path | None = None) -> Parts:
+    """Return the parts of a released checkpoint, downloading what is not there yet.
+
+    Args:
+        name: a key of `CHECKPOINTS`.
+        folder: looked into first, for files under their published names.
+
+    Raises:
+        UserError: unknown name; a file is missing, damaged, or not what the name promises.
+    """
+    if name not in CHECKPOINTS:
+        raise UserError(f"unknown checkpoint {name}; there are: {', '.join(CHECKPOINTS)}")
+    checkpoint = CHECKPOINTS[name]
+    state, paths = dict[str, Tensor](), list[Path]()
+    for prefix, file in checkpoint.files.items():
+        paths.append(locate(checkpoint.repository, file, Path(folder) if folder else None))
+        part = read_state(paths[-1])
+        state |= {f"{prefix}/{key}": t for key, t in part.items()} if prefix else part
+    try:
+        return build(checkpoint.system, checkpoint.config, state)
+    except UserError as error:
+        raise UserError(f"{' and '.join(map(str, paths))} are not {name}: {error}") from error

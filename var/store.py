@@ -1,0 +1,213 @@
+"""The run folder: `config.yaml`, `tokenizer.safetensors` and, of a generator, `model.safetensors`.
+
+A folder is self-contained, strict (what does not fit is refused, by name) and always readable: a
+save that is cut short at any moment leaves the old run or the new one, never a mixture.
+
+Rule for modules that are stored: every buffer is persistent. Modules are built without memory and
+take over the stored tensors as they are, so that a buffer outside the state dict would stay empty;
+tables that can be computed are computed where they are used.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from var.errors import UserError
+from var.recipe import Recipe, Spec, build
+
+CONFIG, TOKENIZER, MODEL = "config.yaml", "tokenizer.safetensors", "model.safetensors"
+_STAGE, _COMMIT = ".saving", ".saved"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds, in memory.
+
+    Attributes:
+        recipe: how the parts are built, and what they were made from.
+        tokenizer: pixels to tokens and back.
+        model: the generator; None for a tokenizer alone.
+    """
+
+    recipe: Recipe
+    tokenizer: nn.Module
+    model: nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        if (self.model is None) != (self.recipe.backbone is None):
+            raise ValueError("a run has a model and a recipe for it, or neither")
+
+
+def exists(folder: str | Path) -> bool:
+    """Return whether there is a run in the folder."""
+    return _locate(Path(folder), CONFIG).is_file()
+
+
+def save(folder: str | Path, run: Run) -> None:
+    """Write a run folder, in one step as seen from outside; other files in it are left alone.
+
+    One process at a time may save to a folder.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    stage = folder / _STAGE
+    try:
+        _finish(folder)
+        shutil.rmtree(stage, ignore_errors=True)  # of a save that was cut short
+        stage.mkdir(parents=True)
+        (stage / CONFIG).write_text(run.recipe.text(), encoding="utf-8")
+        _write(stage / TOKENIZER, run.tokenizer)
+        if run.model is not None:
+            _write(stage / MODEL, run.model)
+        for path in [*stage.iterdir(), stage]:
+            _sync(path)
+        stage.rename(folder / _COMMIT)  # here the new run takes the place of the old one
+        _sync(folder)
+        _finish(folder)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write the run folder {folder}: {error}") from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def load(
+    folder: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Run:
+    """Return the run in a folder, its modules in evaluation mode.
+
+    Args:
+        folder: as written by `save`.
+        device: where the weights go, straight from the file.
+        dtype: of the generator. The tokenizer is float32 always: what scales add up to, and which
+            code is nearest, shall not depend on how fast the generator is to run.
+
+    Raises:
+        UserError: a file is missing, damaged, or does not fit; the message names what.
+    """
+    folder = Path(folder)
+    path = _locate(folder, CONFIG)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{folder} is not a run folder: cannot read {CONFIG}: {error}") from error
+    recipe = Recipe.parse(text, str(path))
+    where, file = f"{path}: tokenizer", _locate(folder, TOKENIZER)
+    tokenizer = _module(recipe.tokenizer, where, file, device, torch.float32)
+    model = None
+    if recipe.backbone is not None:
+        where, file = f"{path}: backbone", _locate(folder, MODEL)
+        model = _module(recipe.backbone, where, file, device, dtype)
+    return Run(recipe, tokenizer, model)
+
+
+def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+    """
+    device = torch.device(device)
+    try:
+        return load_file(path, device="cpu" if device.type == "cpu" else str(device))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} is missing: the run folder is incomplete, fetch it again"
+        ) from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path} is damaged, perhaps truncated ({error}): fetch or save it again"
+        ) from error
+
+
+def check_fit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str) -> None:
+    """Check that a state has the keys and shapes that a module expects.
+
+    Raises:
+        UserError: it has not; the message names the keys and shapes.
+    """
+    faults = [
+        *_named("missing", [key for key in expected if key not in state]),
+        *_named("unknown", [key for key in state if key not in expected]),
+        *_named(
+            "wrong shape",
+            [
+                f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
+                for key in expected
+                if key in state and state[key].shape != expected[key].shape
+            ],
+        ),
+    ]
+    if faults:
+        raise UserError(f"{where} does not fit its {CONFIG}: {'; '.join(faults)}")
+
+
+def _named(fault: str, items: list[str], most: int = 3) -> list[str]:
+    if not items:
+        return []
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return [f"{fault}: {', '.join(items[:most])}{more}"]
+
+
+def _module(
+    spec: Spec,
+    where: str,
+    path: Path,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> nn.Module:
+    module = build(spec, where)
+    state = read(path, device)
+    check_fit(module.state_dict(), state, str(path))
+    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+    module.load_state_dict(state, strict=True, assign=True)
+    empty = [name for name, buffer in module.named_buffers() if buffer.is_meta]
+    if empty:
+        raise RuntimeError(f"{where}: buffers must be persistent to be stored: {', '.join(empty)}")
+    return module.eval()
+
+
+def _write(path: Path, module: nn.Module) -> None:
+    state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+    save_file(state, path, metadata={"format": "pt"})
+    shutil.copymode(path.parent / CONFIG, path)  # safetensors makes files that only we can read
+
+
+# A finished save waits in `.saved` until its files are moved over the old ones. Whoever reads looks
+# there first, so that the move may be cut short anywhere; the next save completes it.
+def _locate(folder: Path, name: str) -> Path:
+    moved, waiting = folder / name, folder / _COMMIT / name
+    return waiting if waiting.is_file() else moved
+
+
+def _finish(folder: Path) -> None:
+    commit = folder / _COMMIT
+    if not commit.is_dir():
+        return
+    for path in commit.iterdir():
+        path.replace(folder / path.name)
+    commit.rmdir()
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":  # where folders cannot be opened, nor need to be
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

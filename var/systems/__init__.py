@@ -1,0 +1,1 @@
+"""Published systems: how their configurations and state dicts become our pieces."""

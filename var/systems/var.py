@@ -1,0 +1,214 @@
+"""VAR as published: next-scale prediction with a multi-scale VQ-VAE (arXiv 2404.02905).
+
+How the numbers of the original map to our pieces:
+
+- `f_hat` after scale k is `latent` of the canvas yielded after turn k; the input of scale k + 1 is
+  `canvas.read(schedule[k + 1 : k + 2])`, and teacher forcing reads a fully written canvas.
+- the published `cfg` is `Sampling(guidance=cfg)`; guided logits are `model.head(h, span, guide)`,
+  those of the two halves take `Guide(scale=1, rows=1)`; greedy is sampling without streams.
+- the null class is label -1; dropping labels is `Condition.dropped`.
+- images are in [0, 1] here and in [-1, 1] there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from var import recipe
+from var.errors import UserError
+from var.schedule import Schedule
+from var.systems import var_keys
+from var.systems.base import Checkpoint, Config, Parts, Spec, State, renamed, split
+
+_MODEL_NAMES = {
+    "depth": "depth",
+    "embed_dim": "width",
+    "num_heads": "heads",
+    "vocab_size": "vocabulary",
+    "Cvae": "channels",
+    "num_classes": "classes",
+    "patch_nums": "ladder",
+    "mlp_ratio": "mlp_ratio",
+    "norm_eps": "norm_eps",
+    "shared_aln": "shared_adaln",
+    "attn_l2_norm": "l2_norm",
+    "drop_rate": "drop",
+    "attn_drop_rate": "attention_drop",
+    "drop_path_rate": "drop_path",
+}
+_MODEL_DEFAULTS = {
+    "mlp_ratio": 4.0,
+    "norm_eps": 1e-6,
+    "shared_aln": False,
+    "drop_rate": 0.0,
+    "attn_drop_rate": 0.0,
+    "drop_path_rate": 0.0,
+}
+# Dropping labels is the training loop's business, kernels are PyTorch's.
+_MODEL_IGNORED = ("cls", "cond_drop_rate", "flash_if_available", "fused_if_available")
+
+_QUANTIZER_NAMES = {
+    "vocab_size": "vocabulary",
+    "Cvae": "channels",
+    "v_patch_nums": "scales",
+    "quant_resi": "blend",
+    "share_quant_resi": "sharing",
+    "using_znorm": "normalised",
+    "beta": "commitment",
+}
+_TOKENIZER_NAMES = {
+    **{("z_channels" if k == "Cvae" else k): ours for k, ours in _QUANTIZER_NAMES.items()},
+    "ch": "width",
+    "ch_mult": "multipliers",
+    "num_res_blocks": "blocks",
+    "quant_conv_ks": "kernel",
+    "dropout": "dropout",
+}
+_TOKENIZER_DEFAULTS = {
+    "using_znorm": False,
+    "beta": 0.25,
+    "ch_mult": (1, 1, 2, 2, 4),
+    "num_res_blocks": 2,
+    "quant_conv_ks": 3,
+    "dropout": 0.0,
+}
+# `rect` and `train` describe what was recorded, in recordings of the quantizer.
+_TOKENIZER_IGNORED = ("cls", "default_qresi_counts", "test_mode", "rect", "train")
+
+
+def build(config: Config, state: State) -> Parts:
+    """Return the parts that a published state holds.
+
+    Args:
+        config: constructor keywords of one class, named by `cls` (VAR, VQVAE or VectorQuantizer2),
+            or `{"vae": ..., "var": ...}` for both.
+        state: published keys to tensors. With both parts in it they are prefixed `var/` and `vae/`;
+            without prefixes it is the transformer's.
+
+    Raises:
+        UserError: configuration and state do not fit; names the keys.
+    """
+    if "cls" in config:
+        if config["cls"] not in _BUILDERS:
+            raise UserError(f"unknown cls {config['cls']}; there are: {', '.join(_BUILDERS)}")
+        return _BUILDERS[config["cls"]](config, state)
+    if set(config) != {"vae", "var"}:
+        raise UserError(f"expected keys `vae` and `var`, or `cls`; got {', '.join(config)}")
+    vae = config["vae"]
+    both = {"vocab_size": vae["vocab_size"], "Cvae": vae["z_channels"], **config["var"]}
+    if not any("/" in key for key in state):
+        return _model(both, state)
+    states = split(state, ("var", "vae"))
+    model = _model(both, states["var"])
+    tokenizer = _tokenizer(vae, states["vae"]) if states["vae"] else Parts()
+    return Parts(
+        model=model.model,
+        tokenizer=tokenizer.tokenizer,
+        schedule=model.schedule,
+        model_spec=model.model_spec,
+        tokenizer_spec=tokenizer.tokenizer_spec,
+    )
+
+
+def _model(config: Config, state: State) -> Parts:
+    # Copies of the released files from before April 2024 are of the other attention variant.
+    defaults = {**_MODEL_DEFAULTS, "attn_l2_norm": any("scale_mul_1H11" in key for key in state)}
+    values = renamed(config, _MODEL_NAMES, "VAR", defaults=defaults, ignored=_MODEL_IGNORED)
+    spec = {"_target_": "var.models.var.VAR", **values}
+    model = recipe.build(spec, "VAR")
+    var_keys.MODEL.load(model, state, "the state of VAR")
+    return Parts(model=model, model_spec=spec, schedule=Schedule.scales(values["ladder"]))
+
+
+def _tokenizer(config: Config, state: State) -> Parts:
+    spec = _spec("var.tokenizers.multiscale.MultiScaleVQ", config, _TOKENIZER_NAMES, "VQVAE")
+    for half in ("encoder", "decoder"):
+        spec[half] = any(key.startswith(f"{half}.") for key in state)
+    tokenizer = recipe.build(spec, "VQVAE")
+    var_keys.tokenizer(config["share_quant_resi"]).load(tokenizer, state, "the state of VQVAE")
+    return _tokenizer_parts(tokenizer, spec, config)
+
+
+def _quantizer(config: Config, state: State) -> Parts:
+    what = "VectorQuantizer2"
+    spec = _spec("var.tokenizers.residual.MultiScaleQuantizer", config, _QUANTIZER_NAMES, what)
+    quantizer = recipe.build(spec, what)
+    var_keys.quantizer(config["share_quant_resi"]).load(quantizer, state, f"the state of {what}")
+    return _tokenizer_parts(quantizer, spec, config)
+
+
+def _spec(target: str, config: Config, names: dict[str, str], what: str) -> Spec:
+    values = renamed(
+        config,
+        names,
+        what,
+        defaults={k: v for k, v in _TOKENIZER_DEFAULTS.items() if k in names},
+        ignored=_TOKENIZER_IGNORED,
+    )
+    values["scales"] = len(values["scales"])
+    # Unshared Phis may be published in another number than one per scale.
+    values["sharing"] = values["sharing"] or config.get("default_qresi_counts", 0)
+    return {"_target_": target, **values}
+
+
+def _tokenizer_parts(tokenizer: Any, spec: Spec, config: Config) -> Parts:
+    schedule = Schedule.scales(config["v_patch_nums"])
+    return Parts(tokenizer=tokenizer, tokenizer_spec=spec, schedule=schedule)
+
+
+_BUILDERS = {"VAR": _model, "VQVAE": _tokenizer, "VectorQuantizer2": _quantizer}
+
+_LADDER_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+_LADDER_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
+_VAE_FILE = "vae_ch160v4096z32.pth"
+
+
+def _vae(ladder: tuple[int, ...]) -> Spec:
+    return {
+        "cls": "VQVAE",
+        "vocab_size": 4096,
+        "z_channels": 32,
+        "ch": 160,
+        "quant_resi": 0.5,
+        "share_quant_resi": 4,
+        "v_patch_nums": ladder,
+    }
+
+
+def _checkpoint(depth: int, parameters: int, size: int = 256, shared: bool = False) -> Checkpoint:
+    ladder = {256: _LADDER_256, 512: _LADDER_512}[size]
+    var = {
+        "depth": depth,
+        "embed_dim": 64 * depth,
+        "num_heads": depth,
+        "num_classes": 1000,
+        "drop_path_rate": 0.1 * depth / 24,
+        "shared_aln": shared,
+        "patch_nums": ladder,
+    }
+    return Checkpoint(
+        system="var",
+        repository="FoundationVision/var",
+        files={"var": f"var_d{depth}.pth", "vae": _VAE_FILE},
+        config={"vae": _vae(ladder), "var": var},
+        parameters=parameters,
+        size=size,
+        sampling={"guidance": 1.5, "top_k": 900, "top_p": 0.96},
+    )
+
+
+CHECKPOINTS = {
+    "var-d16": _checkpoint(16, 310_283_520),
+    "var-d20": _checkpoint(20, 600_917_136),
+    "var-d24": _checkpoint(24, 1_033_399_360),
+    "var-d30": _checkpoint(30, 2_010_020_356),
+    "var-d36-s": _checkpoint(36, 2_353_893_904, size=512, shared=True),
+    "var-vae": Checkpoint(
+        system="var",
+        repository="FoundationVision/var",
+        files={"": _VAE_FILE},
+        config=_vae(_LADDER_256),
+        parameters=108_948_355,
+        size=256,
+    ),
+}

@@ -1,0 +1,86 @@
+"""Training a generator on a frozen tokenizer by teacher forcing (VAR, section 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from var.models.base import Backbone
+from var.sampling import Condition
+from var.schedule import Schedule
+from var.tokenizers.tokenizer import Tokenizer
+from var.training.loss import loss
+
+
+class TeacherForcing(nn.Module):
+    """A backbone whose forward pass is the training loss."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(
+        self, tokenizer: Tokenizer, schedule: Schedule, image: Tensor, condition: Condition
+    ) -> Tensor:
+        """Return the loss of each token, (B, L)."""
+        backbone: Backbone = self.backbone  # pyright: ignore[reportAssignmentType]
+        return loss(backbone, tokenizer, schedule, image, condition)
+
+
+class GeneratorTask:
+    """Train a generator.
+
+    Args:
+        backbone: to be trained.
+        tokenizer: frozen, not part of the checkpoints.
+        schedule: the groups.
+        sampler: what `preview` shows of a backbone: images (B, 3, H, W) in [0, 1].
+        drop_label: share of images that are trained without their label, for guidance.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        tokenizer: Tokenizer,
+        schedule: Schedule,
+        sampler: Callable[[nn.Module], Tensor],
+        drop_label: float = 0.1,
+    ) -> None:
+        self.module: nn.Module = TeacherForcing(backbone)
+        self.tokenizer, self.schedule = tokenizer, schedule
+        self.sampler, self.drop_label = sampler, drop_label
+
+    def start(self, image: Tensor, label: Tensor, rng: torch.Generator) -> None:
+        """Do nothing: a backbone starts from its own initialisation."""
+
+    def losses(
+        self, module: nn.Module, image: Tensor, label: Tensor, draw: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the mean loss over all tokens, `total`, and over those of the last group."""
+        condition = Condition(label).dropped(draw, self.drop_label)
+        each = module(self.tokenizer, self.schedule, image, condition)
+        tail = each.detach()[:, -self.schedule.sizes[-1] :].mean()
+        return {"total": each.mean(), "last_group": tail}
+
+    def stepped(self, step: int, optimizer: torch.optim.Optimizer, rng: torch.Generator) -> None:
+        """Do nothing."""
+
+    def report(self) -> dict[str, float]:
+        """Return nothing: the losses say it all."""
+        return {}
+
+    def preview(self, module: nn.Module) -> Tensor:
+        """Return samples of the backbone."""
+        backbone: Any = module.backbone
+        return self.sampler(backbone)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore nothing."""

@@ -1,0 +1,55 @@
+"""The contract between the training loop and what is trained."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Task(Protocol):
+    """One kind of training run.
+
+    Attributes:
+        module: what is trained and checkpointed; the loop wraps it (several processes, EMA).
+    """
+
+    module: nn.Module
+
+    def start(self, image: Tensor, label: Tensor, rng: torch.Generator) -> None:
+        """Set `module` up on a first batch, before a new run's first step.
+
+        Images are (B, 3, H, W) in [0, 1], labels (B,) int64, here and below.
+        """
+        ...
+
+    def losses(
+        self, module: nn.Module, image: Tensor, label: Tensor, draw: Tensor
+    ) -> dict[str, Tensor]:
+        """Return named scalar losses of a batch; `total` is minimised, the others are shown.
+
+        `module` is `self.module` as the loop has wrapped it; `draw` (B,) is uniform noise that
+        depends on the seed and the step alone.
+        """
+        ...
+
+    def stepped(self, step: int, optimizer: torch.optim.Optimizer, rng: torch.Generator) -> None:
+        """Act after optimiser step number `step`."""
+        ...
+
+    def report(self) -> dict[str, float]:
+        """Return figures gathered since the last report."""
+        ...
+
+    def preview(self, module: nn.Module) -> Tensor:
+        """Return images (B, 3, H, W) in [0, 1] that show the state of `module`."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what else a resumed run needs."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore it."""
+        ...

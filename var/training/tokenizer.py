@@ -1,0 +1,113 @@
+"""Training a multi-scale tokenizer: reconstruction, quantiser loss, codebook health."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast, reduce
+from torch import Tensor, nn
+
+from var.schedule import Schedule
+from var.tokenizers.losses import Objective
+from var.tokenizers.multiscale import MultiScaleVQ
+from var.tokenizers.residual import Quantised
+from var.training import health
+
+
+class Reconstructor(nn.Module):
+    """A tokenizer and what it is judged by, as one module with one forward pass."""
+
+    def __init__(self, tokenizer: MultiScaleVQ, objective: Objective, schedule: Schedule) -> None:
+        super().__init__()
+        self.tokenizer, self.objective, self.schedule = tokenizer, objective, schedule
+
+    def forward(self, image: Tensor) -> tuple[dict[str, Tensor], Quantised]:
+        """Return the losses of a batch (B, 3, H, W) in [0, 1], and how it was quantised."""
+        reconstruction, quantised = self.tokenizer(image, self.schedule)
+        losses = self.objective(image, reconstruction.float())
+        return losses | {"quantizer": quantised.loss}, quantised
+
+
+class TokenizerTask:
+    """Train a tokenizer.
+
+    Args:
+        tokenizer: to be trained.
+        objective: terms that compare images with reconstructions.
+        schedule: the ladder of scales.
+        sample: images (B, 3, H, W) in [0, 1] to be shown beside their reconstructions.
+        initialise: put the codebook on the first batch instead of near zero.
+        revive: steps between revivals of unused codes; 0: never.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenizer: MultiScaleVQ,
+        objective: Objective,
+        schedule: Schedule,
+        sample: Tensor,
+        initialise: bool = True,
+        revive: int = 50,
+    ) -> None:
+        self.module: nn.Module = Reconstructor(tokenizer, objective, schedule)
+        self.tokenizer, self.schedule, self.sample = tokenizer, schedule, sample
+        self.initialise = initialise
+        self.health = health.Health(tokenizer.quantizer, len(schedule), revive)
+        self.last: Quantised | None = None
+        self.revived = 0
+
+    def start(self, image: Tensor, label: Tensor, rng: torch.Generator) -> None:
+        """Put the codebook on the latents of a batch."""
+        if self.initialise:
+            with torch.no_grad():
+                latent = self.tokenizer.features(image).float()
+            health.start(self.tokenizer.quantizer, latent, self.schedule, rng)
+
+    def losses(
+        self, module: nn.Module, image: Tensor, label: Tensor, draw: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the losses of all terms and their sum, `total`."""
+        losses, self.last = module(image)
+        counts = health.count_codes(self.last.tokens, len(self.tokenizer.quantizer.codebook.weight))
+        self.health.observe(reduce(counts, reduction="sum"))
+        return losses | {"total": torch.stack(list(losses.values())).sum()}
+
+    def stepped(self, step: int, optimizer: torch.optim.Optimizer, rng: torch.Generator) -> None:
+        """Follow the scales' statistics; revive unused codes every so often."""
+        if self.last is None:
+            return
+        standard = self.tokenizer.quantizer.standard
+        if standard is not None:
+            mean, square = reduce(list(health.moments(self.last.vectors)), reduction="mean")
+            standard.follow(mean, health.covariance(mean, square), share=0.05)
+        if self.health.interval and step % self.health.interval == 0:
+            vectors = broadcast(list(self.last.vectors))
+            self.revived += self.health.revive(vectors, optimizer, rng)
+
+    def report(self) -> dict[str, float]:
+        """Return usage and perplexity of each scale, and the number of codes revived."""
+        figures = {name: float(value) for name, value in self.health.report().items()}
+        figures["codes/revived"], self.revived = float(self.revived), 0
+        return figures
+
+    @torch.no_grad()
+    def preview(self, module: nn.Module) -> Tensor:
+        """Return the sample images, each above its reconstruction after every scale."""
+        tokenizer: Any = module.tokenizer
+        image = self.sample.to(next(module.parameters()).device)
+        canvas, rows = tokenizer.blank(len(image), self.schedule), [image]
+        for tokens in tokenizer.encode(image, self.schedule):
+            canvas = canvas.write(tokens)
+            rows.append(tokenizer.decode(canvas))
+        return torch.cat(rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the code counts."""
+        return {"health": self.health.state_dict(), "revived": self.revived}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the code counts."""
+        self.health.load_state_dict(state["health"])
+        self.revived = state["revived"]
