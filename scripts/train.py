@@ -49,11 +49,15 @@ def resume_from(choice: str, folder: Path) -> Path | None:
     """Return the checkpoint to go on from, if any."""
     if choice not in ("auto", "never"):
         if not (Path(choice) / "progress.json").is_file():
-            raise UserError(f"resume={choice} is not a checkpoint: name a folder step-…, or use auto")
+            raise UserError(
+                f"resume={choice} is not a checkpoint: name a folder step-…, or use auto"
+            )
         return Path(choice)
     found = Checkpoints(folder / "checkpoints").all()
     if found and choice == "never":
-        raise UserError(f"{folder} holds checkpoints: go on with resume=auto, or set another name=…")
+        raise UserError(
+            f"{folder} holds checkpoints: go on with resume=auto, or set another name=…"
+        )
     return found[-1] if found else None
 
 
@@ -84,7 +88,7 @@ def tokenizer(cfg: DictConfig, data: ImageData, folder: Path) -> tuple[Task, Exp
 
 
 def generator(cfg: DictConfig, data: ImageData, folder: Path) -> tuple[Task, Export]:
-    """Return the task of training a generator on a trained tokenizer, and how its run is written."""
+    """Return the task of training a generator on a trained tokenizer, and how it is written."""
     base = hub.find(cfg.tokenizer.run)
     if Schedule.scales(plain(cfg.schedule)) != base.recipe.schedule:
         raise UserError(
@@ -110,7 +114,9 @@ def generator(cfg: DictConfig, data: ImageData, folder: Path) -> tuple[Task, Exp
         backbone=make(spec),
         tokenizer=base.tokenizer.requires_grad_(False),
         schedule=recipe.schedule,
-        sampler=lambda backbone: Pipeline(run(backbone))(range(min(10, len(data.classes))), number=10),
+        sampler=lambda backbone: Pipeline(run(backbone))(
+            range(min(10, len(data.classes))), number=10
+        ),
         drop_label=cfg.drop_label,
     )
     return task, lambda module: store.save(folder, run(module.backbone))  # type: ignore[arg-type]

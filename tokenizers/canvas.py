@@ -62,7 +62,7 @@ class Kept:
 
 
 def keep_masks(mask: Tensor, schedule: Schedule) -> list[Tensor]:
-    """Return, for each scale, which cells (L_k,) stay of a mask (h, w) on the finest grid (1: stays).
+    """Return which cells (L_k,) of each scale stay, of a mask (h, w) on the finest grid (1: stays).
 
     A cell stays where the resized mask exceeds one half; scales of up to three cells stay whole
     (VAR, section 4).

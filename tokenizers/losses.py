@@ -1,7 +1,7 @@
 """What a reconstruction is judged by: terms behind one contract, summed by `Objective`.
 
 A term is a module that takes (image, reconstruction), both (B, 3, H, W) around [0, 1], and returns
-named losses. Terms may have parameters of their own (a discriminator), trained by the same optimiser.
+named losses. Terms may have parameters of their own (a discriminator), for the same optimiser.
 """
 
 from __future__ import annotations
@@ -64,7 +64,11 @@ class PatchDiscriminator(nn.Sequential):
         widths = [width * 2**i for i in range(layers)]
         stages: list[nn.Module] = [nn.Conv2d(3, width, 4, 2, 1), nn.LeakyReLU(0.2)]
         for a, b in zip(widths, [*widths[1:], widths[-1]], strict=True):
-            stages += [nn.Conv2d(a, b, 4, 2 if b > a else 1, 1), nn.GroupNorm(8, b), nn.LeakyReLU(0.2)]
+            stages += [
+                nn.Conv2d(a, b, 4, 2 if b > a else 1, 1),
+                nn.GroupNorm(8, b),
+                nn.LeakyReLU(0.2),
+            ]
         super().__init__(*stages, nn.Conv2d(widths[-1], 1, 4, 1, 1))
 
 

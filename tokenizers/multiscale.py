@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -53,20 +55,13 @@ class MultiScaleVQ(nn.Module):
         decoder: bool = True,
     ) -> None:
         super().__init__()
-        shape = {
-            "channels": channels,
-            "width": width,
-            "multipliers": tuple(multipliers),
-            "blocks": blocks,
-            "dropout": dropout,
-            "groups": groups,
-        }
+        shape: dict[str, Any] = {"channels": channels, "width": width, "multipliers": multipliers}
+        shape |= {"blocks": blocks, "dropout": dropout, "groups": groups}
+        convolution = partial(nn.Conv2d, channels, channels, kernel, padding=kernel // 2)
         if encoder:
-            self.encoder = Encoder(**shape)
-            self.quant_conv = nn.Conv2d(channels, channels, kernel, padding=kernel // 2)
+            self.encoder, self.quant_conv = Encoder(**shape), convolution()
         if decoder:
-            self.decoder = Decoder(**shape)
-            self.post_quant_conv = nn.Conv2d(channels, channels, kernel, padding=kernel // 2)
+            self.decoder, self.post_quant_conv = Decoder(**shape), convolution()
         self.quantizer = MultiScaleQuantizer(
             vocabulary=vocabulary,
             channels=channels,

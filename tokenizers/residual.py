@@ -59,7 +59,7 @@ class Residual:
         return torch.cat(self.views[span.start : span.stop], dim=1)
 
     def write(self, *tokens: Tensor) -> Residual:
-        """Return the canvas with the next scales added; tokens (B, L_k) ids or (B, L_k, V) mixtures."""
+        """Return the canvas with the next scales added: ids (B, L_k) or mixtures (B, L_k, V)."""
         canvas = self
         for group in tokens:
             canvas = canvas._add(group)
@@ -164,7 +164,9 @@ class MultiScaleQuantizer(nn.Module):
         first = weight.new_zeros(batch, schedule.sizes[0], self.channels)
         return Residual(self, schedule, 0, latent, (first,))
 
-    def steps(self, latent: Tensor, schedule: Schedule) -> Iterator[tuple[Tensor, Tensor, Residual]]:
+    def steps(
+        self, latent: Tensor, schedule: Schedule
+    ) -> Iterator[tuple[Tensor, Tensor, Residual]]:
         """Quantise scale by scale; yield (vectors looked up, ids, canvas with them written)."""
         if tuple(latent.shape[-2:]) != schedule.grids[-1]:
             raise ValueError(

@@ -54,7 +54,9 @@ class Standardise(nn.Module):
         """
         self.mean += share * torch.einsum("kdc,kc->kd", self.colour, mean)
         unit = torch.eye(mean.shape[1], device=mean.device)
-        target = self.colour @ torch.lerp(unit.expand_as(covariance), covariance, share) @ self.colour
+        target = (
+            self.colour @ torch.lerp(unit.expand_as(covariance), covariance, share) @ self.colour
+        )
         values, axes = torch.linalg.eigh(target)
         values = torch.maximum(values, self.floor * values.mean(dim=1, keepdim=True)).sqrt()
         self.colour.copy_(axes * values[:, None] @ axes.mT)

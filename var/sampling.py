@@ -67,7 +67,9 @@ class Sampling:
         else:
             object.__setattr__(self, "guidance", tuple(float(g) for g in self.guidance))
         if len(self.scales) != 2 or not all(math.isfinite(g) for g in self.scales):
-            raise ValueError(f"guidance must be a finite number or two of them, got {self.guidance}")
+            raise ValueError(
+                f"guidance must be a finite number or two of them, got {self.guidance}"
+            )
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise ValueError(f"temperature must be positive, got {self.temperature}")
         if self.top_k < 0 or int(self.top_k) != self.top_k:
@@ -100,17 +102,19 @@ class Condition:
 
     def __post_init__(self) -> None:
         if self.labels.ndim != 1 or self.labels.is_floating_point():
-            raise ValueError(f"labels must be whole numbers of shape (B,), got {self.labels.dtype} "
-                             f"of shape {tuple(self.labels.shape)}")
+            raise ValueError(
+                f"labels must be whole numbers of shape (B,), got {self.labels.dtype} "
+                f"of shape {tuple(self.labels.shape)}"
+            )
 
     def spread(self, rows: int) -> Condition:
-        """Return the condition of all model rows: itself, followed by null rows if there are two."""
+        """Return the condition of all model rows: itself, then null rows if there are two."""
         if rows == 1:
             return self
         return Condition(torch.cat([self.labels, torch.full_like(self.labels, -1)]))
 
     def dropped(self, draw: Tensor, rate: float) -> Condition:
-        """Return the condition with the labels removed where `draw` (B,), uniform, is below `rate`."""
+        """Return the condition without the labels where `draw` (B,), uniform, is below `rate`."""
         return replace(self, labels=self.labels.masked_fill(draw < rate, -1))
 
     def __len__(self) -> int:

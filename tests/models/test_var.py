@@ -183,16 +183,11 @@ def test_logits_take_part_in_guidance_row_by_row() -> None:
     torch.testing.assert_close(guided, both[2:] + 3 * (both[:2] - both[2:]))
 
 
-@VARIANTS
-def test_blocks_compile_in_one_piece(changes: dict) -> None:
-    model, compiled = tiny.model(**changes), tiny.model(**changes)
-    for block in compiled.blocks:
-        block.compile(backend="eager", fullgraph=True)
-    x, condition = canvas_vectors(model), Condition(torch.tensor([0, 1]))
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+def test_a_block_compiles_in_one_piece() -> None:
+    model, compiled = tiny.model(depth=1), tiny.model(depth=1)
+    torch.compiler.reset()
+    compiled.blocks[0].compile(backend="eager", fullgraph=True)
+    x = canvas_vectors(model)
     with torch.no_grad():
         torch.testing.assert_close(features(compiled, x, [0, 1]), features(model, x, [0, 1]))
-        cache = compiled.new_cache()
-        for k in range(len(model.schedule)):
-            span = model.schedule[k : k + 1]
-            compiled(x[:, span.positions], span, condition, cache)
-            cache.advance(span)

@@ -63,4 +63,6 @@ def loader(data: ImageData, batches: Sampler[list[int]], workers: int = 0) -> Da
         collate_fn=_as_is,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
+        # Of its own: opening a loader must not move the random state that a resumed run restored.
+        generator=torch.Generator(),
     )

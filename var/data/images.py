@@ -104,7 +104,7 @@ def fashion_mnist(
         data = FashionMNIST(str(root), train=train, download=download)
     except RuntimeError as error:
         raise UserError(
-            f"no Fashion-MNIST below data.root={root}: name the folder that holds FashionMNIST/raw, "
+            f"no Fashion-MNIST below data.root={root}: name the folder of FashionMNIST/raw, "
             "or fetch it there with data.download=true"
         ) from error
     pixels = F.pad(data.data, (padding,) * 4)

@@ -67,7 +67,7 @@ def _convolution(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
 def small_classifier(
     path: str | Path, *, mean: Sequence[float], deviation: Sequence[float]
 ) -> SmallClassifier:
-    """Return the classifier stored in a safetensors file of `nn.Sequential` names (`0.weight`, ...).
+    """Return the classifier of a safetensors file with `nn.Sequential` names (`0.weight`, ...).
 
     Raises:
         UserError: there is no such file, or it holds another network.

@@ -30,7 +30,9 @@ def usage(counts: Tensor) -> tuple[Tensor, Tensor]:
 
 def count_codes(tokens: Sequence[Tensor], vocabulary: int) -> Tensor:
     """Return how often each code occurs at each scale, (K, V) float32."""
-    return torch.stack([torch.bincount(ids.flatten(), minlength=vocabulary) for ids in tokens]).float()
+    return torch.stack(
+        [torch.bincount(ids.flatten(), minlength=vocabulary) for ids in tokens]
+    ).float()
 
 
 def moments(vectors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -63,9 +65,7 @@ def start(
     if quantizer.standard is not None:
         mean, square = moments(vectors)
         quantizer.standard.follow(mean, covariance(mean, square), share=1.0)
-        vectors = [
-            (v - mean[k]) @ quantizer.standard.white[k] for k, v in enumerate(vectors)
-        ]
+        vectors = [(v - mean[k]) @ quantizer.standard.white[k] for k, v in enumerate(vectors)]
     size = len(quantizer.codebook.weight)
     quantizer.codebook.weight.copy_(draw(vectors, size, rng))
 

@@ -107,7 +107,9 @@ class Trainer:
             mixed_precision={"fp32": "no"}.get(settings.precision, settings.precision),
             gradient_accumulation_steps=settings.accumulation,
             log_with="tensorboard",
-            project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / "tensorboard")),
+            project_config=ProjectConfiguration(
+                str(folder), logging_dir=str(folder / "tensorboard")
+            ),
         )
         self.checkpoints = Checkpoints(folder / "checkpoints", settings.keep)
         self.broken = torch.zeros((), dtype=torch.bool, device=self.accelerator.device)
@@ -167,7 +169,7 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         for micro in range(settings.accumulation):
             image, label = (x.to(accelerator.device, non_blocking=True) for x in next(batches))
-            draw = self._draw(self.step * settings.accumulation + micro, len(image))
+            draw = self._draw(micro, len(image))
             with accelerator.accumulate(self.module), accelerator.autocast():
                 losses = self.task.losses(self.module, image, label, draw)
                 accelerator.backward(losses["total"])
@@ -203,11 +205,12 @@ class Trainer:
     def _seed(self, step: int) -> int:
         return self.settings.seed * 1_000_003 + step
 
-    def _draw(self, micro_step: int, share: int) -> Tensor:
-        # Drawn for the global batch and cut: the same noise for any number of processes.
-        rng = torch.Generator().manual_seed(self._seed(micro_step))
-        first = self.accelerator.process_index * share
-        draw = torch.rand(self.micro_batch, generator=rng)[first : first + share]
+    def _draw(self, micro: int, share: int) -> Tensor:
+        # Drawn for the whole step and cut: the same noise for any number of processes and
+        # micro-batches.
+        rng = torch.Generator().manual_seed(self._seed(self.step))
+        first = micro * self.micro_batch + self.accelerator.process_index * share
+        draw = torch.rand(self.settings.batch_size, generator=rng)[first : first + share]
         return draw.to(self.accelerator.device)
 
     def _log(self, losses: dict[str, Tensor], pace: float, bar: tqdm[None]) -> None:

@@ -20,9 +20,10 @@ def loss(
 ) -> Tensor:
     """Return the loss of each token (B, L) of images (B, 3, H, W) in [0, 1].
 
-    The canvas is told the truth and read as in sampling; the tokenizer gets no gradient.
+    The canvas is told the truth and read as in sampling. The tokenizer gets no gradient, and works
+    in its own precision: ids must not depend on how fast the generator is to train (VAR, section 5).
     """
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
         tokens, span = tokenizer.encode(image, schedule), schedule[:]
         x = tokenizer.blank(len(image), schedule).write(*tokens).read(span)
     return model.head.loss(model(x, span, condition), torch.cat(tokens, dim=1), span)

@@ -78,7 +78,9 @@ def _shape(kind: str, done: float, final: float) -> float:
         return final ** (1 - left) if kind == "exp" else final + (1 - final) * left
     if kind.startswith("lin"):
         return _two_slopes(float(kind[3:]), done, final)
-    raise ValueError(f"unknown learning-rate schedule {kind!r}: use cos, lin, lin0, lin00, lin<T>, exp")
+    raise ValueError(
+        f"unknown learning-rate schedule {kind!r}: use cos, lin, lin0, lin00, lin<T>, exp"
+    )
 
 
 def _two_slopes(turn: float, done: float, final: float) -> float:

@@ -1,0 +1,110 @@
+"""`var-evaluate`: figures of a tokenizer's reconstructions, or of a generator's samples."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from tqdm.auto import tqdm
+
+import var
+from var.data.images import ImageData, crop_fashion_mnist
+from var.devices import parse_device, parse_dtype
+from var.errors import UserError
+from var.metrics.features import SmallClassifier
+from var.metrics.images import Likeness, psnr
+from var.pipeline import Pipeline, load
+from var.recipe import parse_sampling
+from var.scripts.command import command
+from var.training.health import count_codes, usage
+
+log = logging.getLogger("var.scripts.evaluate")
+
+
+@command("evaluate")
+def main(cfg: DictConfig) -> None:
+    """Measure what the configuration names, and write the figures."""
+    if cfg.mode not in ("auto", "reconstruction", "generation"):
+        raise UserError(f"mode={cfg.mode}: use auto, reconstruction or generation")
+    if cfg.reference not in ("test", "train"):
+        raise UserError(f"reference={cfg.reference}: use test or train")
+    pipe = load(cfg.model, device=parse_device(cfg.device), dtype=parse_dtype(cfg.dtype))
+    network: SmallClassifier = instantiate(cfg.features).to(pipe.device)
+    data: ImageData = instantiate(cfg.data[cfg.reference])
+    generation = cfg.mode == "generation" or (cfg.mode == "auto" and pipe.run.model is not None)
+    figures = (samples if generation else reconstructions)(cfg, pipe, network, data)
+    report = {
+        "model": str(cfg.model),
+        "reference": f"{data.name} {cfg.reference}, {len(data)} images",
+        "version": var.__version__,
+        **figures,
+    }
+    text = json.dumps(report, indent=2)
+    log.info("%s", text)
+    if cfg.out is not None:
+        Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
+        Path(cfg.out).write_text(text + "\n")
+
+
+def real_images(data: ImageData, size: int, device: torch.device) -> Iterator[Tensor]:
+    """Yield all images of a data set in batches."""
+    for start in tqdm(range(0, len(data), size), desc="real images", unit="batch"):
+        yield data.__getitems__(range(start, min(start + size, len(data))))[0].to(device)
+
+
+@torch.inference_mode()
+def reconstructions(
+    cfg: DictConfig, pipe: Pipeline, network: SmallClassifier, data: ImageData
+) -> dict[str, Any]:
+    """Return PSNR, usage and perplexity per scale, and the Frechet distance of reconstructions."""
+    tokenizer, schedule = pipe.tokenizer, pipe.schedule
+    vocabulary = pipe.run.recipe.tokenizer["vocabulary"]
+    counts = torch.zeros(len(schedule), vocabulary, device=pipe.device)
+    fidelity, likeness = psnr().to(pipe.device), Likeness(network, crop_fashion_mnist)
+    for image in real_images(data, cfg.batch_size, pipe.device):
+        tokens = tokenizer.encode(image, schedule)
+        counts += count_codes(tokens, vocabulary)
+        again = tokenizer.decode(tokenizer.blank(len(image), schedule).write(*tokens))
+        fidelity.update(again, image)
+        likeness.real([image])
+        likeness.fake(again, torch.full((len(image),), -1, device=pipe.device))
+    share, perplexity = usage(counts)
+    return {
+        "images": len(data),
+        "psnr": round(float(fidelity.compute()), 3),
+        "frechet_distance": likeness.report()["frechet_distance"],
+        "usage_per_scale": [round(x, 4) for x in share.tolist()],
+        "perplexity_per_scale": [round(x, 1) for x in perplexity.tolist()],
+    }
+
+
+def samples(
+    cfg: DictConfig, pipe: Pipeline, network: SmallClassifier, data: ImageData
+) -> dict[str, Any]:
+    """Return the Frechet distance of samples, as many of each class, and their label agreement."""
+    settings: dict[str, Any] = OmegaConf.to_container(cfg.sampling, resolve=True)  # type: ignore[assignment]
+    parse_sampling({k: v for k, v in settings.items() if v is not None}, "sampling")
+    sampling = pipe.settings(**settings)
+    likeness = Likeness(network, crop_fashion_mnist)
+    likeness.real(real_images(data, cfg.batch_size, pipe.device))
+    ids = [label for label in range(pipe.class_count) for _ in range(cfg.number)]
+    seeds, done = range(cfg.seed, cfg.seed + len(ids)), 0
+    for images in pipe.batches(
+        ids, seeds, sampling=sampling, batch_size=cfg.batch_size, progress=True
+    ):
+        label = torch.tensor(ids[done : done + len(images)], device=pipe.device)
+        likeness.fake(images[:, -1], label)
+        done += len(images)
+    figures = likeness.report()
+    return {"images": len(ids), "seed": cfg.seed, "sampling": vars(sampling), **figures}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Data sets and transforms; the published validation transform is in the golden tests."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from var.data.images import centre_crop, crop_fashion_mnist, digits, fashion_mnist
+from var.errors import UserError
+
+
+def test_digits_are_real_images_in_range_with_labels() -> None:
+    data = digits(size=16)
+    image, label = data.__getitems__(range(100))
+    assert image.shape == (100, 3, 16, 16) and image.min() == 0 and image.max() == 1
+    assert torch.equal(image[:, 0], image[:, 2])
+    assert set(label.tolist()) == set(range(10)) and len(data.classes) == 10
+
+
+def test_training_and_test_digits_do_not_overlap() -> None:
+    train, test = digits(), digits(train=False)
+    assert (len(train), len(test)) == (1500, 297)
+
+
+def fake_fashion_mnist(root: Path) -> torch.Tensor:
+    """Write idx files of five images as the originals are stored, and return the pixels."""
+    raw = root / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = torch.randint(0, 256, (5, 28, 28), dtype=torch.uint8)
+    for split in ("train", "t10k"):
+        header = b"".join(n.to_bytes(4, "big") for n in (0x803, 5, 28, 28))
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(header + pixels.numpy().tobytes())
+        header = b"".join(n.to_bytes(4, "big") for n in (0x801, 5))
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(header + bytes(range(5)))
+    return pixels
+
+
+def test_fashion_mnist_is_padded_and_cropping_gives_the_original_pixels_back(
+    tmp_path: Path,
+) -> None:
+    pixels = fake_fashion_mnist(tmp_path)
+    image, label = fashion_mnist(root=tmp_path).__getitems__(range(5))
+    assert image.shape == (5, 3, 32, 32) and label.tolist() == [0, 1, 2, 3, 4]
+    assert not image[:, :, :2].any()
+    assert torch.equal(crop_fashion_mnist(image)[:, 0], pixels)
+
+
+def test_missing_fashion_mnist_is_told_in_one_line_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.root=.*data\.download=true"):
+        fashion_mnist(root=tmp_path)
+
+
+@pytest.mark.parametrize("size", [(50, 40), (40, 50), (17, 33)])
+def test_the_centre_crop_has_its_size_and_range(size: tuple[int, int]) -> None:
+    crop = centre_crop(16)(Image.linear_gradient("L").resize(size))
+    assert crop.shape == (3, 16, 16) and crop.min() >= 0 and crop.max() <= 1

@@ -1,0 +1,67 @@
+"""Metrics against independent computations."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from scipy.linalg import sqrtm
+
+from var.data.images import crop_fashion_mnist
+from var.errors import UserError
+from var.metrics.features import SmallClassifier, small_classifier
+from var.metrics.images import Likeness, psnr
+
+REAL = torch.rand(200, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+FAKE = REAL.flip(-1) * torch.linspace(0.6, 1, 200)[:, None, None, None]
+
+
+def network() -> SmallClassifier:
+    torch.manual_seed(0)
+    return SmallClassifier(mean=[0.5], deviation=[0.3]).eval()
+
+
+def likeness(net: SmallClassifier, fake: torch.Tensor, label: torch.Tensor) -> dict[str, float]:
+    metric = Likeness(net, crop_fashion_mnist)
+    metric.real([REAL[:150], REAL[150:]])
+    metric.fake(fake[:90], label[:90])
+    metric.fake(fake[90:], label[90:])
+    return metric.report()
+
+
+def test_the_frechet_distance_equals_the_formula_on_saved_features() -> None:
+    net, label = network(), torch.zeros(200, dtype=torch.int64)
+    with torch.no_grad():
+        a, b = (net(crop_fashion_mnist(x)).double().numpy() for x in (REAL, FAKE))
+    cross = sqrtm(np.cov(a, rowvar=False) @ np.cov(b, rowvar=False)).real
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(
+        np.cov(a, rowvar=False) + np.cov(b, rowvar=False) - 2 * cross
+    )
+    measured = likeness(net, FAKE, label)["frechet_distance"]
+    assert measured == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    assert likeness(net, REAL, label)["frechet_distance"] == pytest.approx(0, abs=1e-5)
+
+
+def test_label_agreement_is_the_share_of_images_classified_as_asked() -> None:
+    net = network()
+    with torch.no_grad():
+        label = net.logits(net(crop_fashion_mnist(FAKE))).argmax(-1)
+    wrong = label.clone()
+    wrong[:50] += 1
+    assert likeness(net, FAKE, label)["label_agreement"] == 1
+    assert likeness(net, FAKE, wrong)["label_agreement"] == 0.75
+
+
+def test_psnr_of_a_known_error() -> None:
+    metric = psnr()
+    metric.update(REAL * 0 + 0.4, REAL * 0 + 0.5)
+    assert float(metric.compute()) == pytest.approx(20, abs=1e-3)
+
+
+def test_a_missing_or_foreign_network_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no feature network at"):
+        small_classifier(tmp_path / "none.safetensors", mean=[0.5], deviation=[0.3])
+    save_file({"0.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises((UserError, RuntimeError)):
+        small_classifier(tmp_path / "other.safetensors", mean=[0.5], deviation=[0.3])
