@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import hydra
 from hydra.errors import InstantiationException
@@ -86,3 +87,16 @@ def fault(error: Exception) -> Exception:
     if isinstance(error.__cause__, UserError | ValueError):
         return error.__cause__
     raise error
+
+
+def made(node: Any) -> Any:
+    """Return the object that a config node describes by its `_target_`.
+
+    Raises:
+        UserError: as raised while the object was made; Hydra would bury it.
+    """
+    try:
+        return hydra.utils.instantiate(node)
+    except InstantiationException as error:
+        cause = error.__cause__
+        raise cause if isinstance(cause, UserError) else error from None

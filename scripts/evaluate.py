@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -22,7 +21,7 @@ from var.metrics.features import SmallClassifier
 from var.metrics.images import Likeness, psnr
 from var.pipeline import Pipeline, load
 from var.recipe import parse_sampling
-from var.scripts.command import command
+from var.scripts.command import command, made
 from var.training.health import count_codes, usage
 
 log = logging.getLogger("var.scripts.evaluate")
@@ -36,8 +35,8 @@ def main(cfg: DictConfig) -> None:
     if cfg.reference not in ("test", "train"):
         raise UserError(f"reference={cfg.reference}: use test or train")
     pipe = load(cfg.model, device=parse_device(cfg.device), dtype=parse_dtype(cfg.dtype))
-    network: SmallClassifier = instantiate(cfg.features).to(pipe.device)
-    data: ImageData = instantiate(cfg.data[cfg.reference])
+    network: SmallClassifier = made(cfg.features).to(pipe.device)
+    data: ImageData = made(cfg.data[cfg.reference])
     generation = cfg.mode == "generation" or (cfg.mode == "auto" and pipe.run.model is not None)
     figures = (samples if generation else reconstructions)(cfg, pipe, network, data)
     report = {

@@ -17,7 +17,6 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -28,7 +27,7 @@ from var.labels import class_name
 from var.pipeline import Pipeline, load
 from var.png import grid, save_png, to_uint8
 from var.recipe import parse_sampling
-from var.scripts.command import command
+from var.scripts.command import command, made
 
 log = logging.getLogger("var.scripts.sample")
 
@@ -109,7 +108,7 @@ class Job:
     def images(self, mine: range, bar: bool) -> Iterator[Tensor]:
         """Yield what the grid shows of each image, (S, 3, H, W) uint8: itself, or all its steps."""
         options, pipe = self.options, self.pipe
-        make, kind = instantiate(options.decoding), instantiate(options.cache)
+        make, kind = made(options.decoding), made(options.cache)
         ids, seeds = self.ids[mine.start : mine.stop], [options.seed + i for i in mine]
         for images in pipe.batches(
             ids,

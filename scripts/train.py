@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ from var.errors import UserError
 from var.pipeline import Pipeline
 from var.recipe import Data, Recipe, parse_sampling
 from var.schedule import Schedule
-from var.scripts.command import command
+from var.scripts.command import command, made
 from var.tokenizers.losses import Objective
 from var.training.checkpoint import Checkpoints
 from var.training.generator import GeneratorTask
@@ -30,10 +30,10 @@ from var.training.tokenizer import TokenizerTask
 @command("train")
 def main(cfg: DictConfig) -> None:
     """Train what the configuration describes."""
-    settings: Settings = instantiate(cfg.trainer)
+    settings: Settings = made(cfg.trainer)
     folder = Path(cfg.runs) / cfg.name
     checkpoint = resume_from(cfg.resume, folder)
-    data: ImageData = instantiate(cfg.data.train)
+    data: ImageData = made(cfg.data.train)
     torch.manual_seed(settings.seed)  # of the initial weights
     task, export = (generator if cfg.backbone else tokenizer)(cfg, data, folder)
     Trainer(
@@ -78,7 +78,7 @@ def tokenizer(cfg: DictConfig, data: ImageData, folder: Path) -> tuple[Task, Exp
     recipe = Recipe(spec, Schedule.scales(plain(cfg.schedule)), data=describe(data))
     task = TokenizerTask(
         tokenizer=make(spec),
-        objective=Objective(instantiate(cfg.objective)),
+        objective=Objective(made(cfg.objective)),
         schedule=recipe.schedule,
         sample=data.__getitems__(range(10))[0],
         initialise=cfg.codebook.initialise,

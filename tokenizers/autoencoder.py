@@ -48,7 +48,7 @@ class SpatialAttention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve the grid: a zero column and row on the far sides, then a 3x3 convolution of stride 2."""
+    """Halve the grid: a zero column and row on the far sides, then a 3x3 convolution, stride 2."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.fakes import fake_fashion_mnist
 from var.data.images import centre_crop, crop_fashion_mnist, digits, fashion_mnist
 from var.errors import UserError
 
@@ -21,19 +22,6 @@ def test_digits_are_real_images_in_range_with_labels() -> None:
 def test_training_and_test_digits_do_not_overlap() -> None:
     train, test = digits(), digits(train=False)
     assert (len(train), len(test)) == (1500, 297)
-
-
-def fake_fashion_mnist(root: Path) -> torch.Tensor:
-    """Write idx files of five images as the originals are stored, and return the pixels."""
-    raw = root / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    pixels = torch.randint(0, 256, (5, 28, 28), dtype=torch.uint8)
-    for split in ("train", "t10k"):
-        header = b"".join(n.to_bytes(4, "big") for n in (0x803, 5, 28, 28))
-        (raw / f"{split}-images-idx3-ubyte").write_bytes(header + pixels.numpy().tobytes())
-        header = b"".join(n.to_bytes(4, "big") for n in (0x801, 5))
-        (raw / f"{split}-labels-idx1-ubyte").write_bytes(header + bytes(range(5)))
-    return pixels
 
 
 def test_fashion_mnist_is_padded_and_cropping_gives_the_original_pixels_back(

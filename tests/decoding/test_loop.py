@@ -112,11 +112,10 @@ def test_smooth_sampling_mixes_codes() -> None:
 
 
 def test_a_run_can_go_on_from_a_canvas() -> None:
-    tokenizer, model, greedy = tiny.tokenizer(), tiny.model(), Sampling(guidance=1.0)
-    canvases = list(run(Sequential(model), greedy, rng=None))
-    rest = decide(
-        tokenizer, SCHEDULE, condition(), Sequential(model), greedy, canvas=canvases[1]
-    )  # a cache that has seen nothing is fed the whole prefix
+    tokenizer, decoding, greedy = tiny.tokenizer(), Sequential(tiny.model()), Sampling(guidance=1)
+    canvases = list(run(decoding, greedy, rng=None))
+    list(run(decoding, Sampling(), Rng.batch(3, 3)))  # other images, of which nothing may be left
+    rest = decide(tokenizer, SCHEDULE, condition(), decoding, greedy, canvas=canvases[1])
     *_, last = rest
     torch.testing.assert_close(last.latent, canvases[-1].latent)
 

@@ -197,7 +197,7 @@ def test_never_resuming_protects_an_existing_run(whole: Path) -> None:
 
 
 def test_batches_that_do_not_divide_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(Exception, match=r"trainer\.batch_size=8 .*trainer\.accumulation=3"):
+    with pytest.raises(UserError, match=r"trainer\.batch_size=8 .*trainer\.accumulation=3"):
         run(tmp_path, "trainer.accumulation=3")
 
 

@@ -30,8 +30,12 @@ class Turn(NamedTuple):
 class Decoding(Protocol):
     """Chooses reader and guesses of each turn, and settles what is decided."""
 
+    def begin(self) -> None:
+        """Forget the last run: caches have seen nothing, guesses are gone."""
+        ...
+
     def propose(self, canvas: Canvas) -> Turn:
-        """Return the next turn; on a canvas with nothing decided a new run begins."""
+        """Return the next turn."""
         ...
 
     def settle(self, prediction: Prediction, rng: Rng | None) -> list[Tensor]:

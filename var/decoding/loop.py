@@ -38,6 +38,7 @@ def decide(
         canvas: begin here instead of with a blank: to edit, or to go on.
     """
     canvas = tokenizer.blank(len(condition), schedule) if canvas is None else canvas
+    decoding.begin()
     while canvas.done < len(schedule):
         turn = decoding.propose(canvas)
         # Feed whatever this model has not seen: one group, or all of them if it is new here.

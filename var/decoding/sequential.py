@@ -24,9 +24,12 @@ class Sequential:
         self.model = model
         self.cache = cache if cache is not None else model.new_cache()
 
+    def begin(self) -> None:
+        """Forget the last run."""
+        self.cache.rewind(0)
+
     def propose(self, canvas: Canvas) -> Turn:
         """Return the turn in which the model reads what is decided."""
-        self.cache.rewind(canvas.done)
         return Turn(self.model, self.cache, canvas)
 
     def settle(self, prediction: Prediction, rng: Rng | None) -> list[Tensor]:

@@ -21,7 +21,7 @@ def loss(
     """Return the loss of each token (B, L) of images (B, 3, H, W) in [0, 1].
 
     The canvas is told the truth and read as in sampling. The tokenizer gets no gradient, and works
-    in its own precision: ids must not depend on how fast the generator is to train (VAR, section 5).
+    in its own precision: ids must not depend on that of the generator (VAR, section 5).
     """
     with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
         tokens, span = tokenizer.encode(image, schedule), schedule[:]
