@@ -22,6 +22,8 @@ class Codebook(nn.Module):
         normalised: choose the code by direction only (published `using_znorm`).
     """
 
+    no_decay = ("weight",)
+
     def __init__(self, *, size: int, channels: int, normalised: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size, channels))
