@@ -98,5 +98,6 @@ def made(node: Any) -> Any:
     try:
         return hydra.utils.instantiate(node)
     except InstantiationException as error:
-        cause = error.__cause__
-        raise cause if isinstance(cause, UserError) else error from None
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise

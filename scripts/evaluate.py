@@ -34,6 +34,8 @@ def main(cfg: DictConfig) -> None:
         raise UserError(f"mode={cfg.mode}: use auto, reconstruction or generation")
     if cfg.reference not in ("test", "train"):
         raise UserError(f"reference={cfg.reference}: use test or train")
+    if cfg.out is not None:
+        write(Path(cfg.out), "")  # before the work, not after it
     pipe = load(cfg.model, device=parse_device(cfg.device), dtype=parse_dtype(cfg.dtype))
     network: SmallClassifier = made(cfg.features).to(pipe.device)
     data: ImageData = made(cfg.data[cfg.reference])
@@ -48,8 +50,20 @@ def main(cfg: DictConfig) -> None:
     text = json.dumps(report, indent=2)
     log.info("%s", text)
     if cfg.out is not None:
-        Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(cfg.out).write_text(text + "\n")
+        write(Path(cfg.out), text + "\n")
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    except OSError as error:
+        raise UserError(f"cannot write out={path}: {error}") from error
 
 
 def real_images(data: ImageData, size: int, device: torch.device) -> Iterator[Tensor]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -16,7 +15,7 @@ from var.data.batches import Batches, loader
 from var.data.images import ImageData
 from var.errors import UserError
 from var.pipeline import Pipeline
-from var.recipe import Data, Recipe, parse_sampling
+from var.recipe import Data, Recipe, build, parse_sampling
 from var.schedule import Schedule
 from var.scripts.command import command, made
 from var.tokenizers.losses import Objective
@@ -76,8 +75,10 @@ def tokenizer(cfg: DictConfig, data: ImageData, folder: Path) -> tuple[Task, Exp
     """Return the task of training a tokenizer, and how its run folder is written."""
     spec: dict[str, Any] = {**plain(cfg.tokenizer), "scales": len(cfg.schedule)}
     recipe = Recipe(spec, Schedule.scales(plain(cfg.schedule)), data=describe(data))
+    module: Any = build(spec, "tokenizer", device="cpu")
+    check_sizes(module, recipe.schedule, data)
     task = TokenizerTask(
-        tokenizer=make(spec),
+        tokenizer=module,
         objective=Objective(made(cfg.objective)),
         schedule=recipe.schedule,
         sample=data.__getitems__(range(10))[0],
@@ -102,6 +103,7 @@ def generator(cfg: DictConfig, data: ImageData, folder: Path) -> tuple[Task, Exp
         "ladder": plain(cfg.schedule),
         **plain(cfg.backbone),
     }
+    check_sizes(base.tokenizer, base.recipe.schedule, data)
     sampling = parse_sampling(plain(cfg.sampling), "sampling")
     recipe = Recipe(
         base.recipe.tokenizer, base.recipe.schedule, spec, data=describe(data), sampling=sampling
@@ -111,7 +113,7 @@ def generator(cfg: DictConfig, data: ImageData, folder: Path) -> tuple[Task, Exp
         return store.Run(recipe, base.tokenizer, module)
 
     task = GeneratorTask(
-        backbone=make(spec),
+        backbone=build(spec, "backbone", device="cpu"),
         tokenizer=base.tokenizer.requires_grad_(False),
         schedule=recipe.schedule,
         sampler=lambda backbone: Pipeline(run(backbone))(
@@ -122,9 +124,19 @@ def generator(cfg: DictConfig, data: ImageData, folder: Path) -> tuple[Task, Exp
     return task, lambda module: store.save(folder, run(module.backbone))  # type: ignore[arg-type]
 
 
-def make(spec: dict[str, Any]) -> Any:
-    """Return the module of a spec with fresh weights."""
-    return get_class(spec["_target_"])(**{k: v for k, v in spec.items() if k != "_target_"})
+def check_sizes(tokenizer: Any, schedule: Schedule, data: ImageData) -> None:
+    """Check that the schedule ends on the tokenizer's grid of the images.
+
+    Raises:
+        UserError: it does not; the message says what would.
+    """
+    side, rest = divmod(data.size, tokenizer.factor)
+    if rest or schedule.grids[-1] != (side, side):
+        raise UserError(
+            f"schedule ends on a grid of {schedule.grids[-1]}, but {data.name} images of "
+            f"{data.size} pixels have {data.size / tokenizer.factor:g} cells a side in this "
+            "tokenizer: change the last entry of schedule, or tokenizer.multipliers"
+        )
 
 
 def describe(data: ImageData) -> Data:

@@ -108,8 +108,8 @@ def parse_sampling(values: Spec, where: str) -> Sampling:
         raise UserError(f"{where}: {error}") from error
 
 
-def build(spec: Spec, where: str) -> nn.Module:
-    """Return the module of a spec, on the meta device: shapes, but no memory yet.
+def build(spec: Spec, where: str, device: torch.device | str = "meta") -> nn.Module:
+    """Return the module of a spec with fresh weights; on the meta device shapes, but no memory.
 
     Raises:
         UserError: the class is none of ours, an argument is unknown, missing or does not fit.
@@ -124,7 +124,7 @@ def build(spec: Spec, where: str) -> nn.Module:
         where=f"{where} ({kind.__name__})",
     )
     try:
-        with torch.device("meta"):
+        with torch.device(device):
             return kind(**numbers)
     except (ValueError, TypeError, ArithmeticError, AssertionError, RuntimeError) as error:
         raise UserError(f"{where}: {kind.__name__} cannot be built of these: {error}") from error

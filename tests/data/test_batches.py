@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from var.data.batches import Batches
+from var.errors import UserError
 
 
 def first(count: int, sampler: Batches) -> list[list[int]]:
@@ -34,5 +35,5 @@ def test_an_epoch_shows_each_image_at_most_once_and_the_next_another_order() -> 
 
 @pytest.mark.parametrize(("size", "shard"), [(21, (0, 1)), (5, (0, 2))])
 def test_batches_that_cannot_be_made_are_refused(size: int, shard: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=f"a batch of {size}"):
+    with pytest.raises(UserError, match=f"a batch of {size}"):
         Batches(20, size, 0, 0, shard)

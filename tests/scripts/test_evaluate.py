@@ -76,6 +76,7 @@ def test_samples_are_as_many_of_each_class_and_do_not_depend_on_the_batch(place:
     [
         ("mode=both", "mode=both"),
         ("reference=val", "reference=val"),
+        ("out=/dev/null/figures.json", "cannot write out=/dev/null/figures.json"),
         ("features.path=none.safetensors", "no feature network at none.safetensors"),
         ("data.root=/nowhere", "no Fashion-MNIST below data.root=/nowhere"),
         ("sampling.top_k=-1", "top_k"),

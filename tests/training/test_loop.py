@@ -1,6 +1,8 @@
 """The training loop: resuming, accumulation, several processes, sudden death, bad losses."""
 
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,8 @@ from safetensors.torch import load_file
 from var import store
 from var.errors import UserError
 from var.scripts.train import main
+from var.tokenizers.losses import Objective
+from var.training.tokenizer import TokenizerTask
 
 TINY = [
     "experiment=digits-tokenizer",
@@ -106,9 +110,9 @@ def after(count: int, act: Any) -> Any:
 
     original, calls = Checkpoints.save, 0
 
-    def save(self: Any, accelerator: Any, step: int) -> Path:
+    def save(self: Any, *args: Any) -> Path:
         nonlocal calls
-        path, calls = original(self, accelerator, step), calls + 1
+        path, calls = original(self, *args), calls + 1
         if calls == count:
             act()
         return path
@@ -144,18 +148,23 @@ def test_half_batches_twice_make_the_same_step_as_whole_ones(whole: Path, tmp_pa
         torch.testing.assert_close(once[key], twice[key], atol=2e-4, rtol=0)
 
 
-def test_two_processes_take_the_steps_of_one(whole: Path, tmp_path: Path) -> None:
-    overrides = [*GENERATOR, f"tokenizer.run={whole / 'run'}", f"runs={tmp_path / 'two'}"]
-    command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29561"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+@pytest.mark.parametrize("base", [TINY, GENERATOR], ids=["tokenizer", "generator"])
+def test_two_processes_take_the_steps_of_one(whole: Path, tmp_path: Path, base: list[str]) -> None:
+    name = "run" if base is TINY else "var"
+    extra = [] if base is TINY else [f"tokenizer.run={whole / 'run'}"]
+    extra += ["trainer.steps=3", "codebook.revive=0"]
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    overrides = [*(o for o in base if o.split("=")[0] not in str(extra)), *extra]
+    command = [sys.executable, *launch, "-m", "var.scripts.train", *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(
-        [sys.executable, *command, "-m", "var.scripts.train", *overrides],
-        check=True, env=environment, capture_output=True, timeout=300,
-    )  # fmt: skip
-    one = run(tmp_path / "one", f"tokenizer.run={whole / 'run'}", base=GENERATOR)
-    two = load_file(tmp_path / "two/var/checkpoints/step-00000006/model.safetensors")
+        [*command, f"runs={tmp_path / 'two'}"], check=True, env=environment, capture_output=True
+    )
+    one = run(tmp_path / "one", *extra, base=base)
+    two = load_file(tmp_path / "two" / name / "checkpoints/step-00000003/model.safetensors")
+    assert one.keys() == two.keys()
     for key in one:
-        torch.testing.assert_close(one[key], two[key], atol=1e-4, rtol=0)
+        torch.testing.assert_close(one[key], two[key], atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
@@ -196,9 +205,59 @@ def test_never_resuming_protects_an_existing_run(whole: Path) -> None:
         run(whole, "resume=never")
 
 
-def test_batches_that_do_not_divide_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"trainer\.batch_size=8 .*trainer\.accumulation=3"):
-        run(tmp_path, "trainer.accumulation=3")
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.accumulation=3", r"trainer\.batch_size=8 .*trainer\.accumulation=3"),
+        ("trainer.batch_size=4000", "batch of 4000 is larger than the data set of 1500"),
+        ("trainer.log_every=0", r"trainer\.log_every=0"),
+        ("trainer.keep=0", r"trainer\.keep=0"),
+        ("trainer.rate_kind=step", r"trainer\.rate_kind=step"),
+        ("trainer.precision=fp16", "needs a GPU"),
+        ("trainer.precision=int8", "fp32, bf16 or fp16"),
+        ("schedule=[1,2,3]", r"ends on a grid of \(3, 3\).*4 cells a side"),
+        ("tokenizer.groups=3", "cannot be built"),
+        ("resume=nowhere", "resume=nowhere is not a checkpoint"),
+    ],
+)
+def test_bad_input_is_named(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run(tmp_path, override)
+
+
+def test_an_older_checkpoint_that_is_resumed_by_name_makes_the_newer_ones_void(
+    whole: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(whole / "run", tmp_path / "run")
+    old = tmp_path / "run/checkpoints/step-00000003"
+    run(tmp_path, f"resume={old}", "trainer.steps=4")
+    assert sorted(numbers(tmp_path / "run/checkpoints")) == [3, 4]
+
+
+def test_a_damaged_checkpoint_is_told_in_one_line(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole / "run", tmp_path / "run")
+    file = tmp_path / "run/checkpoints/step-00000006/model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match="cannot resume from .*step-00000006"):
+        run(tmp_path, "trainer.steps=9")
+
+
+def test_what_an_experiment_says_of_sampling_is_kept(whole: Path, tmp_path: Path) -> None:
+    run(tmp_path, f"tokenizer.run={whole / 'run'}", "trainer.steps=1", base=GENERATOR)
+    assert store.load(tmp_path / "var").recipe.sampling.scales == (1.0, 2.0)
+
+
+def test_everything_a_task_computes_with_follows_it_to_a_device(whole: Path) -> None:
+    base = store.load(whole / "run")
+    task = TokenizerTask(
+        tokenizer=base.tokenizer,
+        objective=Objective({}),
+        schedule=base.recipe.schedule,
+        sample=torch.zeros(1, 3, 16, 16),
+    )
+    task.to(torch.device("meta"))
+    held = [task.health.window, task.health.since, *task.module.state_dict().values()]
+    assert all(tensor.is_meta for tensor in held)
 
 
 def test_a_killed_run_leaves_whole_checkpoints_and_resumes(tmp_path: Path) -> None:
@@ -206,15 +265,17 @@ def test_a_killed_run_leaves_whole_checkpoints_and_resumes(tmp_path: Path) -> No
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "var.scripts.train", *overrides]
     folder, reached = tmp_path / "run" / "checkpoints", 0
-    for wait in (0.3, 0.7):
+    chance = random.Random(0)
+    for wait in (chance.random() for _ in range(3)):
         process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
         wait_for(lambda: len(numbers(folder)) > 0 and max(numbers(folder)) > reached, process)  # noqa: B023
         time.sleep(wait)
         process.send_signal(signal.SIGKILL)
         process.wait()
         reached = max(numbers(folder))
-        newest = folder / f"step-{reached:08d}"
-        assert load_file(newest / "model.safetensors") and (newest / "progress.json").is_file()
+        for path in folder.glob("step-*"):
+            assert load_file(path / "model.safetensors") and (path / "progress.json").is_file()
+            assert torch.load(path / "extra.pt", weights_only=True)
         assert store.load(tmp_path / "run").tokenizer is not None
     run(tmp_path, f"trainer.steps={reached + 1}")
     assert max(numbers(folder)) == reached + 1

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from var.data.images import Batch, ImageData
+from var.errors import UserError
 
 
 class Batches(Sampler[list[int]]):
@@ -25,16 +26,16 @@ class Batches(Sampler[list[int]]):
         shard: (which, of how many) equal parts of each micro-batch to yield.
 
     Raises:
-        ValueError: the batch is larger than the data set or cannot be shared out evenly.
+        UserError: the batch is larger than the data set or cannot be shared out evenly.
     """
 
     def __init__(
         self, length: int, size: int, seed: int, start: int = 0, shard: tuple[int, int] = (0, 1)
     ) -> None:
         if size > length:
-            raise ValueError(f"a batch of {size} is larger than the data set of {length} images")
+            raise UserError(f"a batch of {size} is larger than the data set of {length} images")
         if size % shard[1]:
-            raise ValueError(f"a batch of {size} cannot be shared by {shard[1]} processes")
+            raise UserError(f"a batch of {size} cannot be shared by {shard[1]} processes")
         self.length, self.size, self.seed, self.start, self.shard = length, size, seed, start, shard
 
     def __iter__(self) -> Iterator[list[int]]:

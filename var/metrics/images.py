@@ -26,6 +26,7 @@ class Likeness:
     def __init__(self, network: SmallClassifier, native: Native) -> None:
         self.network, self.native = network, native
         self.distance = FrechetInceptionDistance(feature=network, normalize=False)
+        self.distance.to(next(network.parameters()).device)
         self.right, self.seen = 0, 0
 
     def real(self, batches: Iterable[Tensor]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,14 @@ from var.sampling import Condition
 from var.schedule import Schedule
 from var.tokenizers.tokenizer import Tokenizer
 from var.training.loss import loss
+
+
+class FrozenTokenizer(Tokenizer, Protocol):
+    """A tokenizer that can be moved, as all modules can."""
+
+    def to(self, device: torch.device) -> Any:
+        """Move to a device."""
+        ...
 
 
 class TeacherForcing(nn.Module):
@@ -45,7 +53,7 @@ class GeneratorTask:
         self,
         *,
         backbone: nn.Module,
-        tokenizer: Tokenizer,
+        tokenizer: FrozenTokenizer,
         schedule: Schedule,
         sampler: Callable[[nn.Module], Tensor],
         drop_label: float = 0.1,
@@ -53,6 +61,11 @@ class GeneratorTask:
         self.module: nn.Module = TeacherForcing(backbone)
         self.tokenizer, self.schedule = tokenizer, schedule
         self.sampler, self.drop_label = sampler, drop_label
+
+    def to(self, device: torch.device) -> None:
+        """Move backbone and tokenizer to a device."""
+        self.module.to(device)
+        self.tokenizer.to(device)
 
     def start(self, image: Tensor, label: Tensor, rng: torch.Generator) -> None:
         """Do nothing: a backbone starts from its own initialisation."""

@@ -30,9 +30,11 @@ def usage(counts: Tensor) -> tuple[Tensor, Tensor]:
 
 def count_codes(tokens: Sequence[Tensor], vocabulary: int) -> Tensor:
     """Return how often each code occurs at each scale, (K, V) float32."""
-    return torch.stack(
-        [torch.bincount(ids.flatten(), minlength=vocabulary) for ids in tokens]
-    ).float()
+    counts = torch.zeros(len(tokens), vocabulary, device=tokens[0].device)
+    for row, ids in zip(counts, tokens, strict=True):
+        # Not bincount, which makes the host wait for the largest id.
+        row.scatter_add_(0, ids.flatten(), torch.ones(ids.numel(), device=ids.device))
+    return counts
 
 
 def moments(vectors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -99,6 +101,10 @@ class Health:
         weight = quantizer.codebook.weight
         self.window = torch.zeros(scales, len(weight), device=weight.device)
         self.since = torch.zeros_like(self.window)
+
+    def to(self, device: torch.device) -> None:
+        """Move the counts to a device."""
+        self.window, self.since = self.window.to(device), self.since.to(device)
 
     def observe(self, counts: Tensor) -> None:
         """Add the counts (K, V) of a step, summed over processes."""

@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 from tqdm.auto import tqdm
@@ -71,13 +72,30 @@ class Settings:
     cpu: bool = False
 
     def __post_init__(self) -> None:
+        if self.precision not in ("fp32", "bf16", "fp16"):
+            raise UserError(f"trainer.precision={self.precision}: use fp32, bf16 or fp16")
+        if self.precision == "fp16" and (self.cpu or not torch.cuda.is_available()):
+            raise UserError("trainer.precision=fp16 needs a GPU: use bf16 or fp32")
+        for name in (
+            "steps",
+            "batch_size",
+            "accumulation",
+            "log_every",
+            "checkpoint_every",
+            "keep",
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"trainer.{name}={value}: use a whole number of at least 1")
         if self.batch_size % self.accumulation:
             raise UserError(
                 f"trainer.batch_size={self.batch_size} cannot be split into "
                 f"trainer.accumulation={self.accumulation} equal micro-batches"
             )
-        if self.precision not in ("fp32", "bf16", "fp16"):
-            raise UserError(f"trainer.precision={self.precision}: use fp32, bf16 or fp16")
+        try:
+            optim.published_rate(1, kind=self.rate_kind, peak=1, warmup_steps=0, total_steps=9)
+        except ValueError as error:
+            raise UserError(f"trainer.rate_kind={self.rate_kind}: {error}") from error
 
 
 class Trainer:
@@ -107,6 +125,8 @@ class Trainer:
             mixed_precision={"fp32": "no"}.get(settings.precision, settings.precision),
             gradient_accumulation_steps=settings.accumulation,
             log_with="tensorboard",
+            # Phis that a ladder leaves out get no gradient.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
             project_config=ProjectConfiguration(
                 str(folder), logging_dir=str(folder / "tensorboard")
             ),
@@ -145,7 +165,8 @@ class Trainer:
     def _set_up(self, resume: Path | None) -> None:
         accelerator, settings, task = self.accelerator, self.settings, self.task
         set_seed(settings.seed, device_specific=True)
-        task.module.to(accelerator.device).train()
+        task.to(accelerator.device)
+        task.module.train()
         if resume is None:
             image, label = next(iter(self.data(0, (0, 1))))
             rng = torch.Generator().manual_seed(settings.seed)
@@ -158,10 +179,17 @@ class Trainer:
         if settings.compile:
             task.module.compile()
         self.module, self.optimizer = accelerator.prepare(task.module, optimizer)
-        accelerator.register_for_checkpointing(self.ema, task)
         if resume is not None:
-            self.step = self.checkpoints.load(accelerator, resume)
+            self._resume(resume)
         accelerator.init_trackers("")
+
+    def _resume(self, path: Path) -> None:
+        self.step, extra = self.checkpoints.load(self.accelerator, path)
+        self.ema.load_state_dict(extra["ema"])
+        self.task.load_state_dict(extra["task"])
+        log.info("resuming from %s", path)
+        if self.accelerator.is_main_process:
+            self.export(self.ema.module)  # the run may have died before it could
 
     def _step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         accelerator, settings = self.accelerator, self.settings
@@ -214,8 +242,9 @@ class Trainer:
         return draw.to(self.accelerator.device)
 
     def _log(self, losses: dict[str, Tensor], pace: float, bar: tqdm[None]) -> None:
-        values = {f"train/{k}": float(v) for k, v in losses.items()}
         self._check()
+        means = cast(dict[str, Tensor], self.accelerator.reduce(losses, reduction="mean"))
+        values = {f"train/{k}": float(v) for k, v in means.items()}
         values |= self.task.report()
         values |= {"rate": self.optimizer.param_groups[0]["lr"], "images_per_second": pace}
         self.accelerator.log(values, step=self.step)
@@ -236,7 +265,8 @@ class Trainer:
             self._preview()
         if last or self.step % settings.checkpoint_every == 0:
             self._check()
-            self.checkpoints.save(self.accelerator, self.step)
+            extra = {"ema": self.ema.state_dict(), "task": self.task.state_dict()}
+            self.checkpoints.save(self.accelerator, self.step, extra)
             if self.accelerator.is_main_process:
                 self.export(self.ema.module)
             self.accelerator.wait_for_everyone()

@@ -17,6 +17,10 @@ class Task(Protocol):
 
     module: nn.Module
 
+    def to(self, device: torch.device) -> None:
+        """Move everything that the task computes with to a device."""
+        ...
+
     def start(self, image: Tensor, label: Tensor, rng: torch.Generator) -> None:
         """Set `module` up on a first batch, before a new run's first step.
 

@@ -58,6 +58,11 @@ class TokenizerTask:
         self.last: Quantised | None = None
         self.revived = 0
 
+    def to(self, device: torch.device) -> None:
+        """Move tokenizer, objective and counts to a device."""
+        self.module.to(device)
+        self.health.to(device)
+
     def start(self, image: Tensor, label: Tensor, rng: torch.Generator) -> None:
         """Put the codebook on the latents of a batch."""
         if self.initialise:
@@ -83,7 +88,7 @@ class TokenizerTask:
             mean, square = reduce(list(health.moments(self.last.vectors)), reduction="mean")
             standard.follow(mean, health.covariance(mean, square), share=0.05)
         if self.health.interval and step % self.health.interval == 0:
-            vectors = broadcast(list(self.last.vectors))
+            vectors = broadcast([v.contiguous() for v in self.last.vectors])
             self.revived += self.health.revive(vectors, optimizer, rng)
 
     def report(self) -> dict[str, float]:
