@@ -53,12 +53,12 @@ def find(
     place = Path(name)
     if store.exists(place):
         return store.load(place, device=device, dtype=dtype)
-    if place.exists():
-        raise UserError(f"{name} is not a run folder: it holds no {store.CONFIG}")
     if str(name) in shipped():
         return store.load(_ZOO / name, device=device, dtype=dtype)
     if str(name) in CHECKPOINTS:
         return _published(str(name), torch.device(device), dtype, files)
+    if place.exists():
+        raise UserError(f"{name} is not a run folder: it holds no {store.CONFIG}")
     if _HUB_ID.fullmatch(str(name)):
         return store.load(_download(str(name)), device=device, dtype=dtype)
     raise UserError(_unknown(str(name)))
@@ -117,4 +117,4 @@ def _hub_errors(message: str) -> Iterator[None]:
     try:
         yield
     except (OSError, HFValidationError) as error:
-        raise UserError(f"{message}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{message}: {(str(error) or type(error).__name__).splitlines()[0]}") from error

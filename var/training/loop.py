@@ -11,7 +11,12 @@ from typing import cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, set_seed
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradScalerKwargs,
+    ProjectConfiguration,
+    set_seed,
+)
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 from tqdm.auto import tqdm
@@ -76,14 +81,8 @@ class Settings:
             raise UserError(f"trainer.precision={self.precision}: use fp32, bf16 or fp16")
         if self.precision == "fp16" and (self.cpu or not torch.cuda.is_available()):
             raise UserError("trainer.precision=fp16 needs a GPU: use bf16 or fp32")
-        for name in (
-            "steps",
-            "batch_size",
-            "accumulation",
-            "log_every",
-            "checkpoint_every",
-            "keep",
-        ):
+        whole = "steps batch_size accumulation log_every checkpoint_every keep"
+        for name in whole.split():
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"trainer.{name}={value}: use a whole number of at least 1")
@@ -126,7 +125,10 @@ class Trainer:
             gradient_accumulation_steps=settings.accumulation,
             log_with="tensorboard",
             # Phis that a ladder leaves out get no gradient.
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=True),
+                GradScalerKwargs(init_scale=2.0**11, growth_interval=1000),  # VAR, section 5
+            ],
             project_config=ProjectConfiguration(
                 str(folder), logging_dir=str(folder / "tensorboard")
             ),
@@ -198,7 +200,7 @@ class Trainer:
         for micro in range(settings.accumulation):
             image, label = (x.to(accelerator.device, non_blocking=True) for x in next(batches))
             draw = self._draw(micro, len(image))
-            with accelerator.accumulate(self.module), accelerator.autocast():
+            with accelerator.accumulate(self.module):
                 losses = self.task.losses(self.module, image, label, draw)
                 accelerator.backward(losses["total"])
                 if accelerator.sync_gradients:
