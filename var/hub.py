@@ -117,4 +117,6 @@ def _hub_errors(message: str) -> Iterator[None]:
     try:
         yield
     except (OSError, HFValidationError) as error:
-        raise UserError(f"{message}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
+        raise UserError(
+            f"{message}: {(str(error) or type(error).__name__).splitlines()[0]}"
+        ) from error

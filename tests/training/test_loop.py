@@ -164,7 +164,8 @@ def test_two_processes_take_the_steps_of_one(whole: Path, tmp_path: Path, base: 
     two = load_file(tmp_path / "two" / name / "checkpoints/step-00000003/model.safetensors")
     assert one.keys() == two.keys()
     for key in one:
-        torch.testing.assert_close(one[key], two[key], atol=1e-3, rtol=0)
+        # Relative too: whitening matrices hold entries of about 50.
+        torch.testing.assert_close(one[key], two[key], atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
