@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -101,3 +103,15 @@ def made(node: Any) -> Any:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         raise
+
+
+def check_writable(folder: Path, what: str) -> None:
+    """Check, before the work, that files can be written to a folder, now there or not.
+
+    Raises:
+        UserError: they cannot; `what` names them in the message.
+    """
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise UserError(f"cannot write {what}: {folder} is not a folder that can be written to")

@@ -21,7 +21,7 @@ from var.metrics.features import SmallClassifier
 from var.metrics.images import Likeness, psnr
 from var.pipeline import Pipeline, load
 from var.recipe import parse_sampling
-from var.scripts.command import command, made
+from var.scripts.command import check_writable, command, made
 from var.training.health import count_codes, usage
 
 log = logging.getLogger("var.scripts.evaluate")
@@ -35,7 +35,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.reference not in ("test", "train"):
         raise UserError(f"reference={cfg.reference}: use test or train")
     if cfg.out is not None:
-        write(Path(cfg.out), "")  # before the work, not after it
+        check_writable(Path(cfg.out).parent, f"out={cfg.out}")
     pipe = load(cfg.model, device=parse_device(cfg.device), dtype=parse_dtype(cfg.dtype))
     network: SmallClassifier = made(cfg.features).to(pipe.device)
     data: ImageData = made(cfg.data[cfg.reference])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -27,7 +26,7 @@ from var.labels import class_name
 from var.pipeline import Pipeline, load
 from var.png import grid, save_png, to_uint8
 from var.recipe import parse_sampling
-from var.scripts.command import command, made
+from var.scripts.command import check_writable, command, made
 
 log = logging.getLogger("var.scripts.sample")
 
@@ -183,11 +182,7 @@ def check(options: Options, out: Path) -> None:
     parse_sampling({k: v for k, v in options.sampling.items() if v is not None}, "sampling")
     if out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".bmp"):
         raise UserError(f"out={out}: images are written as PNG; name a file *.png or a folder")
-    folder = out.parent if out.suffix == ".png" else out
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise UserError(f"cannot write {out}: {folder} is not a folder that can be written to")
+    check_writable(out.parent if out.suffix == ".png" else out, str(out))
 
 
 if __name__ == "__main__":

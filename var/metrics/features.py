@@ -25,7 +25,7 @@ class SmallClassifier(nn.Module):
         classes: number of classes.
     """
 
-    num_features = 128  # torchmetrics asks for it by this name
+    num_features = 128
 
     def __init__(
         self,

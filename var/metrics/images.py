@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.image import PeakSignalNoiseRatio
 from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -13,6 +13,18 @@ from var.metrics.features import SmallClassifier
 
 # Images (B, 3, H, W) in [0, 1] to what the feature network was made for, (B, C, h, w) uint8.
 Native = Callable[[Tensor], Tensor]
+
+
+class Given(nn.Identity):
+    """The "feature network" of a metric that is handed features instead of images.
+
+    Args:
+        num_features: length of a feature vector; torchmetrics asks for it by this name.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
 
 
 class Likeness:
@@ -25,21 +37,22 @@ class Likeness:
 
     def __init__(self, network: SmallClassifier, native: Native) -> None:
         self.network, self.native = network, native
-        self.distance = FrechetInceptionDistance(feature=network, normalize=False)
+        self.distance = FrechetInceptionDistance(feature=Given(network.num_features))
         self.distance.to(next(network.parameters()).device)
         self.right, self.seen = 0, 0
 
+    @torch.inference_mode()
     def real(self, batches: Iterable[Tensor]) -> None:
         """Add real images (B, 3, H, W) in [0, 1]."""
         for image in batches:
-            self.distance.update(self.native(image), real=True)
+            self.distance.update(self.network(self.native(image)), real=True)
 
     @torch.inference_mode()
     def fake(self, image: Tensor, label: Tensor) -> None:
         """Add generated images (B, 3, H, W) in [0, 1] and the classes (B,) they should show."""
-        native = self.native(image)
-        self.distance.update(native, real=False)
-        guess = self.network.logits(self.network(native)).argmax(dim=-1)
+        features = self.network(self.native(image))
+        self.distance.update(features, real=False)
+        guess = self.network.logits(features).argmax(dim=-1)
         self.right += int((guess == label).sum())
         self.seen += len(label)
 

@@ -80,8 +80,7 @@ class Checkpoints:
                 f"cannot resume from {path}: {first}. Was the configuration changed? "
                 "Start a new run with another name=…, or restore the old configuration"
             ) from error
-        rank = accelerator.process_index
-        if rank == 0 and not (path / f"random_states_{rank}.pkl").is_file():
+        if not (path / "random_states_0.pkl").is_file():
             raise UserError(f"cannot resume from {path}: its random state is missing")
         if accelerator.is_main_process:
             self._drop([other for other in self.all() if other.name > path.name])

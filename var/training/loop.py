@@ -212,7 +212,7 @@ class Trainer:
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach() / settings.accumulation
         self.step += 1
-        self.ema.update_parameters(accelerator.unwrap_model(self.module))
+        self.ema.update_parameters(self.task.module)
         rng = torch.Generator().manual_seed(self._seed(self.step))
         self.task.stepped(self.step, self.optimizer.optimizer, rng)
         return sums

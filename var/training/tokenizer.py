@@ -55,7 +55,7 @@ class TokenizerTask:
         self.tokenizer, self.schedule, self.sample = tokenizer, schedule, sample
         self.initialise = initialise
         self.health = health.Health(tokenizer.quantizer, len(schedule), revive)
-        self.last: Quantised | None = None
+        self.vectors: list[Tensor] = []  # looked up in the last batch
         self.revived = 0
 
     def to(self, device: torch.device) -> None:
@@ -74,21 +74,20 @@ class TokenizerTask:
         self, module: nn.Module, image: Tensor, label: Tensor, draw: Tensor
     ) -> dict[str, Tensor]:
         """Return the losses of all terms and their sum, `total`."""
-        losses, self.last = module(image)
-        counts = health.count_codes(self.last.tokens, len(self.tokenizer.quantizer.codebook.weight))
+        losses, quantised = module(image)
+        self.vectors = quantised.vectors
+        counts = health.count_codes(quantised.tokens, len(self.tokenizer.quantizer.codebook.weight))
         self.health.observe(reduce(counts, reduction="sum"))
         return losses | {"total": torch.stack(list(losses.values())).sum()}
 
     def stepped(self, step: int, optimizer: torch.optim.Optimizer, rng: torch.Generator) -> None:
         """Follow the scales' statistics; revive unused codes every so often."""
-        if self.last is None:
-            return
         standard = self.tokenizer.quantizer.standard
         if standard is not None:
-            mean, square = reduce(list(health.moments(self.last.vectors)), reduction="mean")
+            mean, square = reduce(list(health.moments(self.vectors)), reduction="mean")
             standard.follow(mean, health.covariance(mean, square), share=0.05)
         if self.health.interval and step % self.health.interval == 0:
-            vectors = broadcast([v.contiguous() for v in self.last.vectors])
+            vectors = broadcast([v.contiguous() for v in self.vectors])
             self.revived += self.health.revive(vectors, optimizer, rng)
 
     def report(self) -> dict[str, float]:
