@@ -1,18 +1,15 @@
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
 
 from tests import tiny
-from var.cache.base import Cache
+from var.cache.base import Cache, CacheKind, nbytes
 from var.cache.dense import Dense
 from var.cache.static import Static
 from var.models.var import VAR
 from var.sampling import Condition
 from var.schedule import Schedule, Span
 
-Kind = Callable[[int], Cache]
 KINDS = pytest.mark.parametrize("kind", [Dense, Static])
 VARIANTS = pytest.mark.parametrize(
     "model",
@@ -48,7 +45,7 @@ def one_by_one(schedule: Schedule, start: int = 0) -> list[Span]:
 
 @KINDS
 @VARIANTS
-def test_cached_equals_uncached(model: VAR, kind: Kind) -> None:
+def test_cached_equals_uncached(model: VAR, kind: CacheKind) -> None:
     schedule = model.schedule
     x, condition = inputs(schedule)
     at_once = model(x, schedule[:], condition)
@@ -57,7 +54,7 @@ def test_cached_equals_uncached(model: VAR, kind: Kind) -> None:
 
 
 @KINDS
-def test_several_groups_may_be_read_at_once(kind: Kind) -> None:
+def test_several_groups_may_be_read_at_once(kind: CacheKind) -> None:
     model, schedule = tiny.model(), tiny.SCHEDULE
     x, condition = inputs(schedule)
     at_once = model(x, schedule[:], condition)
@@ -79,7 +76,7 @@ def test_static_equals_dense_in_half_precision_too(dtype: torch.dtype) -> None:
 
 
 @KINDS
-def test_what_was_rewound_leaves_no_trace(kind: Kind) -> None:
+def test_what_was_rewound_leaves_no_trace(kind: CacheKind) -> None:
     model, schedule = tiny.model(), tiny.SCHEDULE
     x, condition = inputs(schedule)
     straight = read(model, x, condition, model.new_cache(kind), *one_by_one(schedule))
@@ -93,7 +90,7 @@ def test_what_was_rewound_leaves_no_trace(kind: Kind) -> None:
 
 
 @KINDS
-def test_a_cache_rewound_to_0_serves_another_condition_and_batch(kind: Kind) -> None:
+def test_a_cache_rewound_to_0_serves_another_condition_and_batch(kind: CacheKind) -> None:
     model, schedule = tiny.model(), tiny.SCHEDULE
     cache = model.new_cache(kind)
     x, condition = inputs(schedule, rows=2)
@@ -106,7 +103,7 @@ def test_a_cache_rewound_to_0_serves_another_condition_and_batch(kind: Kind) -> 
 
 
 @KINDS
-def test_an_interrupted_first_reading_can_be_rewound(kind: Kind) -> None:
+def test_an_interrupted_first_reading_can_be_rewound(kind: CacheKind) -> None:
     model, schedule = tiny.model(), tiny.SCHEDULE
     cache = model.new_cache(kind)
     x, condition = inputs(schedule)
@@ -119,7 +116,7 @@ def test_an_interrupted_first_reading_can_be_rewound(kind: Kind) -> None:
 
 
 @KINDS
-def test_rewinding_forward_does_nothing(kind: Kind) -> None:
+def test_rewinding_forward_does_nothing(kind: CacheKind) -> None:
     model, schedule = tiny.model(), tiny.SCHEDULE
     cache = model.new_cache(kind)
     x, condition = inputs(schedule)
@@ -130,7 +127,7 @@ def test_rewinding_forward_does_nothing(kind: Kind) -> None:
 
 
 @KINDS
-def test_groups_out_of_turn_are_refused(kind: Kind) -> None:
+def test_groups_out_of_turn_are_refused(kind: CacheKind) -> None:
     model, schedule = tiny.model(), tiny.SCHEDULE
     cache = model.new_cache(kind)
     x, condition = inputs(schedule)
@@ -180,3 +177,44 @@ def test_gradients_flow_through_the_dense_cache() -> None:
     cache.advance(schedule[:2])
     model(x[:, 5:14], schedule[2:3], condition, cache).sum().backward()
     assert x.grad is not None and x.grad[:, 1:5].abs().sum() > 0
+
+
+def test_room_is_made_for_the_groups_that_will_be_read_only() -> None:
+    model = tiny.model()
+    x, condition = inputs(model.schedule)
+    whole, part = model.new_cache(Static), model.new_cache(Static, groups=2)
+    for cache in (whole, part):
+        read(model, x, condition, cache, *one_by_one(model.schedule)[:2])
+    position = 2 * 2 * len(x) * 32 * 4  # two layers of keys and values, width 32, float32
+    assert nbytes(whole) == position * model.schedule.starts[-1]
+    assert nbytes(part) == position * model.schedule.starts[2]
+
+
+@KINDS
+def test_released_memory_is_gone_and_the_cache_begins_anew(kind: CacheKind) -> None:
+    model = tiny.model()
+    x, condition = inputs(model.schedule)
+    cache = model.new_cache(kind)
+    first = read(model, x, condition, cache, *one_by_one(model.schedule))
+    assert nbytes(cache) > 0
+    cache.release()
+    assert nbytes(cache) == 0 and cache.seen == 0
+    again = read(model, x[:2], Condition(condition.labels[:2]), cache, *one_by_one(model.schedule))
+    torch.testing.assert_close(again[-1], first[-1][:2], rtol=1e-4, atol=1e-5)
+
+
+def test_a_static_cache_stays_where_it_is_from_run_to_run() -> None:
+    model = tiny.model()
+    x, condition = inputs(model.schedule)
+    cache = model.new_cache(Static)
+    with torch.inference_mode():
+        read(model, x, condition, cache, *one_by_one(model.schedule))
+    place = cache.place()
+    cache.rewind(0)
+    other = Condition((condition.labels + 2) % tiny.CLASSES)
+    again = read(model, x, other, cache, *one_by_one(model.schedule))
+    assert cache.place() == place and len(set(place)) == len(place)
+    torch.testing.assert_close(
+        torch.cat(again, dim=1), model(x, model.schedule[:], other), rtol=1e-4, atol=1e-5
+    )
+    assert model.new_cache(Dense).place() is None

@@ -22,7 +22,8 @@ class Memory(Protocol):
         """Return keys and values to attend to now, (R, N, S, d), those of `span` at the end.
 
         Args:
-            q: (R, N, L, d) queries of the span, for memories that choose what to keep by them.
+            q: (R, N, L, d) queries of the span, for memories that choose what to keep by them;
+                scaled, so that q · k is what the softmax gets.
             k: (R, N, L, d) its keys.
             v: (R, N, L, d) its values.
             span: the groups that they belong to.
@@ -35,6 +36,14 @@ class Memory(Protocol):
 
     def rewind(self, positions: int) -> None:
         """Forget all but the first `positions` positions; 0 forgets everything."""
+        ...
+
+    def tensors(self) -> Sequence[Tensor]:
+        """Return the keys and values that are held now, for whoever counts bytes."""
+        ...
+
+    def release(self) -> None:
+        """Forget everything, and give its room back."""
         ...
 
 
@@ -57,6 +66,10 @@ class Cache(Protocol):
         """The memory of each layer."""
         ...
 
+    def place(self) -> tuple[int, ...] | None:
+        """Return where in memory everything is held; None if that changes from step to step."""
+        ...
+
     def advance(self, span: Span) -> None:
         """Note that every layer has read `span`."""
         ...
@@ -68,15 +81,28 @@ class Cache(Protocol):
         """
         ...
 
+    def release(self) -> None:
+        """Forget everything, and give its room back."""
+        ...
 
-class Plain:
-    """A cache of exact memories: keeps every key and value, and rewinds to any group.
+
+# Makes a cache for a number of layers, of which the first so many groups will be read (None: all).
+CacheKind = Callable[[int, int | None], Cache]
+
+
+def nbytes(*caches: Cache) -> int:
+    """Return the bytes that caches hold: whole storages, each counted once."""
+    tensors = (t for cache in caches for memory in cache.layers for t in memory.tensors())
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+class Layered:
+    """What all caches with one memory per layer share.
 
     Args:
         layers: one memory per layer.
     """
-
-    rewinds = True
 
     def __init__(self, layers: Sequence[Memory]) -> None:
         self.layers = layers
@@ -88,6 +114,22 @@ class Plain:
         if span.start != self.seen:
             raise ValueError(f"read {self.seen} groups so far, the span starts at {span.start}")
         self.seen, self._schedule = span.stop, span.schedule
+
+    def place(self) -> tuple[int, ...] | None:
+        """Return None: what is held comes and goes."""
+        return None
+
+    def release(self) -> None:
+        """Forget everything, and give its room back."""
+        for memory in self.layers:
+            memory.release()
+        self.seen = 0
+
+
+class Plain(Layered):
+    """A cache of exact memories: keeps every key and value, and rewinds to any group."""
+
+    rewinds = True
 
     def rewind(self, groups: int) -> None:
         """Forget all but the first `groups` groups; nothing happens if no more were read."""

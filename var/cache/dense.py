@@ -5,6 +5,8 @@ Simple, takes no more memory than needed, works under autograd; `var.cache.stati
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -36,13 +38,22 @@ class DenseMemory(Constants):
             keys, values = self._kept
             self._kept = keys[:, :, :positions], values[:, :, :positions]
 
+    def tensors(self) -> Sequence[Tensor]:
+        """Return the keys and values held."""
+        return self._kept or ()
+
+    def release(self) -> None:
+        """Forget everything."""
+        self.rewind(0)
+
 
 class Dense(Plain):
     """A cache that grows by concatenation.
 
     Args:
         layers: number of layers of the model.
+        groups: of no interest here: it grows as far as need be.
     """
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self, layers: int, groups: int | None = None) -> None:
         super().__init__([DenseMemory() for _ in range(layers)])

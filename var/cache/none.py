@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -22,3 +22,10 @@ class NoMemory:
 
     def rewind(self, positions: int) -> None:
         """Nothing to forget."""
+
+    def tensors(self) -> Sequence[Tensor]:
+        """Return nothing."""
+        return ()
+
+    def release(self) -> None:
+        """Nothing to give back."""

@@ -1,9 +1,11 @@
-"""The static cache: room for the whole schedule, allocated once and written in place.
+"""The static cache: room for all groups that will be read, allocated once, written in place.
 
 For inference. Reused from one generation to the next, so that addresses stay put for CUDA graphs.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,11 +15,13 @@ from var.schedule import Span
 
 
 class StaticMemory(Constants):
-    """Keys and values of one layer in one tensor (2, R, N, L of the whole schedule, d)."""
+    """Keys and values of one layer in one tensor (2, R, N, L of the groups it is for, d)."""
 
-    def __init__(self) -> None:
+    def __init__(self, groups: int | None) -> None:
         super().__init__()
+        self._groups = groups
         self._room: Tensor | None = None
+        self._stale: dict[Callable[[Tensor], Tensor], Tensor] = {}
 
     def extend(self, q: Tensor, k: Tensor, v: Tensor, span: Span) -> tuple[Tensor, Tensor]:
         """Write `k` and `v` where `span` lies; return views of everything up to its end.
@@ -26,41 +30,77 @@ class StaticMemory(Constants):
         """
         if torch.is_grad_enabled() and k.requires_grad:
             raise RuntimeError("the static cache is for inference only; under autograd take Dense")
-        room = self._room
-        if room is None or not _fits(room, k, span):
+        room, length = self._room, span.schedule[: self._groups].positions.stop
+        if room is None or not _fits(room, k, length):
             if span.start:
                 raise ValueError("the rows or the type of the keys changed since group 0")
-            room = self._room = _allocate(k, span)
+            self._room = None  # before there is a new one: never room for both
+            room = self._room = _allocate(k, length)
         here = span.positions
         room[0, :, :, here] = k
         room[1, :, :, here] = v
         return room[0, :, :, : here.stop], room[1, :, :, : here.stop]
 
+    def once(self, make: Callable[[Tensor], Tensor], condition: Tensor) -> Tensor:
+        """Return `make(condition)`, computed the first time and written where the last one was."""
+        if make not in self._known:
+            made, old = make(condition), self._stale.pop(make, None)
+            if old is None or _kind(old) != _kind(made):
+                with torch.inference_mode(False):  # to be written to again, as the room
+                    self._known[make] = made.clone()
+            else:
+                self._known[make] = old.copy_(made)
+        return self._known[make]
+
     def rewind(self, positions: int) -> None:
         """Nothing to do but to forget the condition at 0: later writes replace what is stale."""
         if not positions:
+            self._stale |= self._known
             self.forget()
 
+    def place(self) -> tuple[int, ...]:
+        """Return the addresses of everything that is held, stale or not."""
+        held = {**self._stale, **self._known}.values()
+        return tuple(t.data_ptr() for t in (*self.tensors(), *held))
 
-def _fits(room: Tensor, k: Tensor, span: Span) -> bool:
-    shape = (2, *k.shape[:2], span.schedule.starts[-1], k.shape[-1])
+    def tensors(self) -> Sequence[Tensor]:
+        """Return the room."""
+        return () if self._room is None else (self._room,)
+
+    def release(self) -> None:
+        """Forget everything, and give the room back."""
+        self.rewind(0)
+        self._stale.clear()
+        self._room = None
+
+
+def _fits(room: Tensor, k: Tensor, length: int) -> bool:
+    shape = (2, *k.shape[:2], length, k.shape[-1])
     return room.shape == shape and room.dtype == k.dtype and room.device == k.device
 
 
-def _allocate(k: Tensor, span: Span) -> Tensor:
+def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
+    return tensor.shape, tensor.dtype, tensor.device
+
+
+def _allocate(k: Tensor, length: int) -> Tensor:
     # Outside inference mode: the room may be written to again in a later, ordinary call.
     with torch.inference_mode(False):
         rows, heads, _, channels = k.shape
-        shape = (2, rows, heads, span.schedule.starts[-1], channels)
-        return torch.empty(shape, dtype=k.dtype, device=k.device)
+        return torch.empty((2, rows, heads, length, channels), dtype=k.dtype, device=k.device)
 
 
 class Static(Plain):
-    """A cache with room for the whole schedule.
+    """A cache with room for all groups that will be read.
 
     Args:
         layers: number of layers of the model.
+        groups: how many of the first groups will be read; None: the whole schedule.
     """
 
-    def __init__(self, layers: int) -> None:
-        super().__init__([StaticMemory() for _ in range(layers)])
+    def __init__(self, layers: int, groups: int | None = None) -> None:
+        super().__init__([StaticMemory(groups) for _ in range(layers)])
+
+    def place(self) -> tuple[int, ...]:
+        """Return the addresses of rooms and constants."""
+        return tuple(address for memory in self.layers for address in memory.place())
