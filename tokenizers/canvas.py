@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -15,18 +15,14 @@ from var.tokenizers.tokenizer import Canvas
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
-    """A canvas on which part of a given image stays: in- and out-painting (VAR, section 4).
+class Around:
+    """What canvases around a canvas share: they show what it shows.
 
     Attributes:
         canvas: where tokens are written.
-        source: ids (B, L_k) of the given image, one tensor a group.
-        keep: bool masks (L_k,) or (B, L_k), True where the source stays, one a group.
     """
 
     canvas: Canvas
-    source: Sequence[Tensor]
-    keep: Sequence[Tensor]
 
     @property
     def schedule(self) -> Schedule:
@@ -47,6 +43,23 @@ class Kept:
         """Return what the model sees for the groups of `span`, (B, L, C)."""
         return self.canvas.read(span)
 
+
+@dataclass(frozen=True, eq=False)
+class Kept(Around):
+    """A canvas on which part of a given image stays: in- and out-painting (VAR, section 4).
+
+    The image's tokens take the place of those that are drawn; what is drawn may still reach into
+    its part, as far as an upsampled token does.
+
+    Attributes:
+        canvas: where tokens are written.
+        source: ids (B, L_k) of the given image, one tensor a group.
+        keep: bool masks (L_k,) or (B, L_k), True where the source stays, one a group.
+    """
+
+    source: Sequence[Tensor]
+    keep: Sequence[Tensor]
+
     def write(self, *tokens: Tensor) -> Self:
         """Return the canvas with the next groups decided, the kept cells from the source."""
         canvas = self.canvas
@@ -59,6 +72,59 @@ class Kept:
         if tokens.is_floating_point():
             source, keep = F.one_hot(source, tokens.shape[-1]).to(tokens), keep[..., None]
         return torch.where(keep, source, tokens)
+
+
+class Amendable(Canvas, Protocol):
+    """A canvas whose latent can be changed by hand."""
+
+    def amended(self, latent: Tensor) -> Self:
+        """Return the canvas with another latent, which the next group is to see."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Framed(Around):
+    """A canvas that shows a given image around a hole: in-painting (CoDe, section 4).
+
+    After each group the latent outside the hole becomes that of the given image after as many
+    groups, so that nothing that is drawn reaches into it. Any tokens may be written, mixtures too.
+
+    Attributes:
+        canvas: where tokens are written.
+        source: latents (B, C, h, w) of the given image after each group, see `latents`.
+        hole: (h, w) or (B, 1, h, w) on the finest grid, 1 where images are made, 0 where the source
+            stays; shares in between mix the two. See `hole_mask`.
+    """
+
+    canvas: Amendable
+    source: Sequence[Tensor]
+    hole: Tensor
+
+    def write(self, *tokens: Tensor) -> Self:
+        """Return the canvas with the next groups decided, the source around the hole."""
+        canvas = self.canvas
+        for group in tokens:
+            source, canvas = self.source[canvas.done], canvas.write(group)
+            hole = self.hole.to(canvas.latent)
+            canvas = canvas.amended(canvas.latent * hole + source * (1 - hole))
+        return replace(self, canvas=canvas)
+
+
+def latents(canvas: Canvas, tokens: Sequence[Tensor]) -> list[Tensor]:
+    """Return the latent (B, C, h, w) after each group of tokens written on a blank canvas."""
+    found = []
+    for group in tokens:
+        canvas = canvas.write(group)
+        found.append(canvas.latent)
+    return found
+
+
+def hole_mask(mask: Tensor, schedule: Schedule) -> Tensor:
+    """Return a mask (B, 1, H, W) of any size on the finest grid, (B, 1, h, w): the nearest pixel.
+
+    The original resizes so (CoDe, section 4).
+    """
+    return F.interpolate(mask.float(), schedule.grids[-1], mode="nearest")
 
 
 def keep_masks(mask: Tensor, schedule: Schedule) -> list[Tensor]:

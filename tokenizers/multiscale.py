@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy, deepcopy
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from var.schedule import Schedule
-from var.tokenizers.autoencoder import Decoder, Encoder, minus_one_one, zero_one
+from var.tokenizers.autoencoder import Decoder, Encoder, layout, minus_one_one, zero_one
 from var.tokenizers.residual import MultiScaleQuantizer, Quantised, Residual
 from var.tokenizers.tokenizer import Canvas
+
+# Pixels decoded at a time: 16 images of 256 x 256 on a GPU, where they take about 3 GB in float32
+# at the published width; on a CPU, whose caches are small, one.
+_PIXELS = {"cpu": 1 << 16, "cuda": 1 << 20}
 
 
 class MultiScaleVQ(nn.Module):
@@ -104,8 +110,30 @@ class MultiScaleVQ(nn.Module):
         return self.quantizer.blank(batch, schedule)
 
     def decode(self, canvas: Canvas) -> Tensor:
-        """Return the image (B, 3, H, W) in [0, 1] of what is written so far."""
-        return zero_one(self.pixels(canvas.latent).float())
+        """Return the image (B, 3, H, W) float32 in [0, 1] of what is written so far.
+
+        Outside autograd few images are worked on at a time: only the result grows with the batch.
+        """
+        latent = canvas.latent
+        pixels = latent.shape[-2] * latent.shape[-1] * self.factor**2
+        few = max(1, _PIXELS.get(latent.device.type, _PIXELS["cuda"]) // pixels)
+        several = len(latent) if torch.is_grad_enabled() else few
+        return torch.cat([zero_one(self.pixels(z).float()) for z in latent.split(several)])
+
+    def fast(self, dtype: torch.dtype) -> Self:
+        """Return the same tokenizer with a decoder for inference in `dtype`, laid out to be fast.
+
+        Encoder and codes are shared, and stay in float32: which code is nearest, and what scales
+        add up to, does not depend on how fast pixels are to be had.
+        """
+        twin = copy(self)
+        twin._modules = dict(self._modules)
+        if "decoder" in self._modules:
+            form = layout(twin.decoder, dtype)
+            for name in ("decoder", "post_quant_conv"):
+                half = deepcopy(self._modules[name])
+                setattr(twin, name, half.to(dtype=dtype, memory_format=form))
+        return twin
 
     def forward(self, image: Tensor, schedule: Schedule) -> tuple[Tensor, Quantised]:
         """Reconstruct for training: image around [0, 1], not clamped, and what was quantised."""

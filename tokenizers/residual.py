@@ -65,15 +65,19 @@ class Residual:
             canvas = canvas._add(group)
         return canvas
 
+    def amended(self, latent: Tensor) -> Residual:
+        """Return the canvas with another latent (B, C, h, w), and the next scale's view of it."""
+        views = self.views[: self.done]
+        if self.done < len(self.schedule):
+            view = F.interpolate(latent, self.schedule.grids[self.done], mode="area")
+            views = (*views, rearrange(view, "B C h w -> B (h w) C"))
+        return replace(self, latent=latent, views=views)
+
     def _add(self, tokens: Tensor) -> Residual:
         (h, w), size = self.schedule.grids[self.done], self.latent.shape[-2:]
         vectors = rearrange(self.quantizer.embed(tokens), "B (h w) C -> B C h w", h=h, w=w)
-        latent = self.latent + self.quantizer.lift(vectors, self.done, self.schedule, tuple(size))
-        views, done = self.views, self.done + 1
-        if done < len(self.schedule):
-            view = F.interpolate(latent, self.schedule.grids[done], mode="area")
-            views = (*views, rearrange(view, "B C h w -> B (h w) C"))
-        return replace(self, latent=latent, views=views, done=done)
+        added = self.quantizer.lift(vectors, self.done, self.schedule, tuple(size))
+        return replace(self, done=self.done + 1).amended(self.latent + added)
 
 
 class Quantised(NamedTuple):
@@ -127,6 +131,8 @@ class MultiScaleQuantizer(nn.Module):
         self.phi = nn.ModuleList(Blend(channels, share) for _ in range(count))
         self.standard = Standardise(scales, channels) if standardise else None
         self.commitment = commitment
+        # What decides, besides the weights, what tokens mean.
+        self.rules = (blend, normalised)
 
     @property
     def channels(self) -> int:

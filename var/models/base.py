@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from var.cache.base import Cache
+from var.cache.base import Cache, CacheKind
 from var.heads.base import Head
 from var.sampling import Condition
 from var.schedule import Span
@@ -33,6 +33,11 @@ class Backbone(Protocol):
         """
         ...
 
-    def new_cache(self) -> Cache:
-        """Return an empty cache of the kind that suits this backbone."""
+    def new_cache(self, kind: CacheKind | None = None, groups: int | None = None) -> Cache:
+        """Return an empty cache.
+
+        Args:
+            kind: what makes it; by default what suits this backbone.
+            groups: how many of the first groups will be read; None: all of them.
+        """
         ...

@@ -6,18 +6,20 @@ of a span, D width, C latent channels, K scales.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from var.cache.base import Cache, Memory
+from var.cache.base import Cache, CacheKind, Memory
 from var.cache.none import NoMemory
 from var.cache.static import Static
 from var.heads.categorical import Categorical
 from var.nn.adaln import Modulated, Modulation, Offset
 from var.nn.attention import Attention
+from var.nn.compiling import own_code
 from var.nn.mlp import Mlp, drop_path
 from var.nn.stem import Stem
 from var.sampling import Condition
@@ -65,11 +67,35 @@ class Block(nn.Module):
     def forward(self, x: Tensor, condition: Tensor, span: Span, memory: Memory) -> Tensor:
         """Return the stream (R, L, D) after the block."""
         parts = memory.once(self.modulation, condition)
-        gate1, gate2, scale1, scale2, shift1, shift2 = parts.unbind(dim=1)
-        h = self.attention(self.norm(x, scale1, shift1), span, memory)
-        x = x + self.path(h * gate1[:, None])
-        h = self.mlp(self.norm(x, scale2, shift2))
-        return x + self.path(h * gate2[:, None])
+        q, k, v = self.before(x, parts)
+        keys, values = memory.extend(q, k, v, span)
+        mask = span.mask(past=keys.shape[2] - len(span), device=x.device)
+        return self.after(x, parts, q, keys, values, mask)
+
+    def before(self, x: Tensor, parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return scaled queries, keys and values (R, N, L, d) for a modulation (R, 6, D)."""
+        _, _, scale, _, shift, _ = parts.unbind(dim=1)
+        return self.attention.split(self.norm(x, scale, shift))
+
+    def after(
+        self,
+        x: Tensor,
+        parts: Tensor,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """Return the stream (R, L, D) after attention to keys and values, and after the mlp."""
+        gate1, gate2, _, scale, _, shift = parts.unbind(dim=1)
+        h = self.attention.mix(q, keys, values, mask)
+        x = torch.addcmul(x, self._kept(h), gate1[:, None])
+        h = self.mlp(self.norm(x, scale, shift))
+        return torch.addcmul(x, self._kept(h), gate2[:, None])
+
+    def _kept(self, h: Tensor) -> Tensor:
+        # Blocks differ in their path: if it were looked at, each would be compiled for itself.
+        return self.path(h) if self.training else h
 
 
 class VAR(nn.Module):
@@ -134,9 +160,9 @@ class VAR(nn.Module):
         self.head = Categorical(width, vocabulary, label_smoothing=label_smoothing)
         self.initialise(gate=init_gate, modulation=init_modulation, head=init_head)
 
-    def new_cache(self, kind: Callable[[int], Cache] = Static) -> Cache:
-        """Return an empty cache; `kind` makes one for a number of layers."""
-        return kind(len(self.blocks))
+    def new_cache(self, kind: CacheKind | None = None, groups: int | None = None) -> Cache:
+        """Return an empty cache of the given kind, static by default, for the first `groups`."""
+        return (kind or Static)(len(self.blocks), groups)
 
     def forward(
         self, x: Tensor, span: Span, condition: Condition, cache: Cache | None = None
@@ -155,14 +181,29 @@ class VAR(nn.Module):
                 range.
         """
         self._check(span, cache)
-        label = self.stem.label(condition.labels)
-        shared = self.shared(label)
+        layers = cache.layers if cache is not None else [NoMemory()] * len(self.blocks)
+        label = layers[0].once(self.stem.label, condition.labels)
+        shared = layers[0].once(self.shared, label)
         # The stream stays in float32, whatever the type of weights and matrix products.
         h = self.stem(x, span, label).float()
-        layers = cache.layers if cache is not None else [NoMemory()] * len(self.blocks)
         for block, memory in zip(self.blocks, layers, strict=True):
             h = block(h, shared, span, memory)
-        return self.norm(h, *self.modulation(label).unbind(dim=1))
+        return self.norm(h, *layers[0].once(self.modulation, label).unbind(dim=1))
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the two halves of the blocks, for any number of positions.
+
+        What lies between the halves, a block's memory, is left as it is: any kind will do.
+
+        Args:
+            args, kwargs: for `torch.compile`.
+        """
+        kwargs.setdefault("dynamic", True)
+        before, after = (
+            torch.compile(own_code(half), *args, **kwargs) for half in (Block.before, Block.after)
+        )
+        for block in self.blocks:
+            block.before, block.after = partial(before, block), partial(after, block)
 
     def _check(self, span: Span, cache: Cache | None) -> None:
         if span.schedule != self.schedule:

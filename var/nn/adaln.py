@@ -64,4 +64,6 @@ class Modulated(nn.Module):
 
     def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """Return (R, L, D) of x (R, L, D), scale and shift (R, D)."""
-        return (self.norm(x) * (1 + scale[:, None]) + shift[:, None]).to(shift.dtype)
+        kind = shift.dtype
+        scale, shift = scale[:, None].to(x.dtype), shift[:, None].to(x.dtype)
+        return torch.addcmul(shift, self.norm(x), 1 + scale).to(kind)

@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from var.cache.base import Memory
-from var.schedule import Span
+from var.nn.linear import Linear
 
 
 class CosineScale(nn.Module):
@@ -29,31 +28,38 @@ class CosineScale(nn.Module):
     def __init__(self, heads: int) -> None:
         super().__init__()
         self.log = nn.Parameter(torch.full((heads,), math.log(4)))
-        self.softmax_scale = 1.0
 
     def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Scale queries and keys (R, N, L, d), in float32 whatever their type."""
         scale = self.log.float().clamp(max=self.LIMIT).exp()[:, None, None]
-        return F.normalize(q.float(), dim=-1) * scale, F.normalize(k.float(), dim=-1)
+        return q * (scale * _inverse_length(q)), k * _inverse_length(k)
+
+
+def _inverse_length(x: Tensor) -> Tensor:
+    """Return 1 / |x| of vectors (..., d), (..., 1) float32."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return length.clamp(min=1e-12).reciprocal()
 
 
 class FixedScale(nn.Module):
-    """Queries and keys as they are, with a softmax scale of `0.25 / sqrt(d)`.
+    """Queries times `0.25 / sqrt(d)`, keys as they are.
 
     A quarter of the usual scale: that is how the variant was published.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.softmax_scale = 0.25 / math.sqrt(channels)
+        self.factor = 0.25 / math.sqrt(channels)
 
     def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Return queries and keys unchanged."""
-        return q, k
+        """Scale queries (R, N, L, d)."""
+        return q * self.factor, k
 
 
 class Attention(nn.Module):
     """Self-attention with biases on queries and values but not on keys.
+
+    In two halves, `split` and `mix`: what is attended to is the business of a memory between them.
 
     Args:
         width: of the residual stream, D.
@@ -77,24 +83,23 @@ class Attention(nn.Module):
             raise ValueError(f"{heads} heads do not divide the width {width}")
         self.heads = heads
         self.attention_drop = attention_drop
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.qkv = Linear(width, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.scale = CosineScale(heads) if l2_norm else FixedScale(width // heads)
-        self.proj = nn.Linear(width, width)
+        self.proj = Linear(width, width)
         self.drop = nn.Dropout(drop)
 
-    def forward(self, x: Tensor, span: Span, memory: Memory) -> Tensor:
-        """Attend from the span to itself and to the past: (R, L, D) -> (R, L, D)."""
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return scaled queries, keys and values (R, N, L, d) of x (R, L, D)."""
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, bias)
+        qkv = self.qkv.product(x, bias)
         q, k, v = rearrange(qkv, "R L (three N d) -> three R N L d", three=3, N=self.heads)
         q, k = self.scale(q, k)
-        q, k = q.to(v.dtype), k.to(v.dtype)
-        keys, values = memory.extend(q, k, v, span)
-        mask = span.mask(past=keys.shape[2] - len(span), device=x.device)
+        return q.to(v.dtype), k.to(v.dtype), v
+
+    def mix(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the output (R, L, D) of queries (R, N, L, d) that see keys (R, N, S, d)."""
         dropout = self.attention_drop if self.training else 0.0
-        out = F.scaled_dot_product_attention(
-            q, keys, values, mask, dropout_p=dropout, scale=self.scale.softmax_scale
-        )
+        out = F.scaled_dot_product_attention(q, keys, values, mask, dropout_p=dropout, scale=1.0)
         return self.drop(self.proj(rearrange(out, "R N L d -> R L (N d)")))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from var.nn.linear import Linear
 
 
 class Mlp(nn.Module):
@@ -17,13 +18,13 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int, hidden: int, *, drop: float = 0.0) -> None:
         super().__init__()
-        self.rise = nn.Linear(width, hidden)
-        self.fall = nn.Linear(hidden, width)
+        self.rise = Linear(width, hidden)
+        self.fall = Linear(hidden, width)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (R, L, D) to (R, L, D)."""
-        return self.drop(self.fall(F.gelu(self.rise(x), approximate="tanh")))
+        return self.drop(self.fall(self.rise.product(x, self.rise.bias, gelu=True)))
 
 
 def drop_path(rate: float) -> nn.Module:

@@ -1,0 +1,116 @@
+"""CUDA graphs: a backbone's forward pass is captured once per span and batch, then replayed.
+
+The steps of a next-scale model launch thousands of small kernels, which takes longer than the
+kernels do as long as batches are small. All their shapes are known: each step of a schedule is one
+graph. Needs a cache whose memories stay where they are, `var.cache.static.Static`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from var.cache.base import Cache
+from var.sampling import Condition
+from var.schedule import Span
+
+Forward = Callable[[Tensor, Span, Condition, Cache | None], Tensor]
+
+
+class Replay:
+    """A forward pass that is captured and replayed where that is possible, and called elsewhere.
+
+    A step is called the first time, which allocates, and compiles, whatever needs it; captured the
+    second time; replayed from then on, until the cache moves.
+
+    Args:
+        forward: the backbone's own.
+    """
+
+    def __init__(self, forward: Forward) -> None:
+        self.forward = forward
+        self._reels: WeakKeyDictionary[Cache, _Reel] = WeakKeyDictionary()
+
+    def __call__(
+        self, x: Tensor, span: Span, condition: Condition, cache: Cache | None = None
+    ) -> Tensor:
+        """Return the features (R, L, D); valid until the next step is taken."""
+        place = None if cache is None or torch.is_grad_enabled() else cache.place()
+        # A cache without a place has no room yet: a graph would keep it in memory of its own.
+        if cache is None or not place or not x.is_cuda:
+            return self.forward(x, span, condition, cache)
+        reel = self._reels.get(cache)
+        if reel is None or reel.place != place:  # what was captured before has lost its memory
+            reel = self._reels[cache] = _Reel(place, torch.cuda.Stream(x.device))
+        key = (span, x.shape, x.dtype)
+        if key in reel.steps:
+            return reel.steps[key].replay(x, condition)
+        if key not in reel.seen:
+            reel.seen.add(key)
+            return self.forward(x, span, condition, cache)
+        step = reel.steps[key] = _Step.capture(self.forward, x, span, condition, cache, reel)
+        return step.replay(x, condition)
+
+    def forget(self) -> None:
+        """Forget what was captured: the weights have moved."""
+        self._reels.clear()
+
+
+@dataclass
+class _Reel:
+    """The steps captured over one cache, which share their scratch memory."""
+
+    place: tuple[int, ...]
+    stream: torch.cuda.Stream
+    steps: dict[Any, _Step] = field(default_factory=dict[Any, "_Step"])
+    seen: set[Any] = field(default_factory=set[Any])
+    pool: Any = field(default_factory=torch.cuda.graph_pool_handle)
+
+
+@dataclass
+class _Step:
+    graph: torch.cuda.CUDAGraph
+    x: Tensor
+    condition: Condition
+    features: Tensor
+    # Geometry that the graph reads, and that its makers may forget.
+    held: tuple[Tensor | None, ...]
+
+    @classmethod
+    def capture(
+        cls,
+        forward: Forward,
+        x: Tensor,
+        span: Span,
+        condition: Condition,
+        cache: Cache,
+        reel: _Reel,
+    ) -> _Step:
+        with torch.inference_mode(False):  # to be written to later, in whatever mode
+            x, condition = x.clone(), _mapped(condition, Tensor.clone)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=reel.pool, stream=reel.stream):
+            features = forward(x, span, condition, cache)
+        past = span.positions.start
+        held = (span.levels(x.device), span.mask(past, device=x.device))
+        return cls(graph, x, condition, features, held)
+
+    def replay(self, x: Tensor, condition: Condition) -> Tensor:
+        self.x.copy_(x)
+        for name, tensor in _tensors(self.condition).items():
+            tensor.copy_(getattr(condition, name))
+        self.graph.replay()
+        return self.features
+
+
+def _tensors(condition: Condition) -> dict[str, Tensor]:
+    return {name: value for name, value in vars(condition).items() if isinstance(value, Tensor)}
+
+
+def _mapped(condition: Condition, change: Callable[[Tensor], Tensor]) -> Condition:
+    return replace(condition, **{k: change(tensor) for k, tensor in _tensors(condition).items()})
