@@ -64,3 +64,23 @@ def test_labels_are_a_row_of_whole_numbers(labels: torch.Tensor) -> None:
 def test_a_value_out_of_range_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=name):
         Sampling(**{name: value})
+
+
+def test_settings_may_differ_from_group_to_group() -> None:
+    sampling = Sampling(temperature=[1.1, 1.0], top_k=(5, 3), top_p=0.9)
+    assert sampling.at(1) == Sampling(temperature=1.0, top_k=3, top_p=0.9)
+    sampling.check(2)
+    with pytest.raises(ValueError, match="temperature is given for 2 groups, the schedule has 3"):
+        sampling.check(3)
+    with pytest.raises(ValueError, match="top_p is an empty list"):
+        Sampling(top_p=())
+    with pytest.raises(ValueError, match="top_k"):
+        Sampling(top_k=(5, -1))
+
+
+def test_a_null_half_that_weighs_nothing_is_not_predicted() -> None:
+    h, seen = torch.randn(6, 2), []
+    for scale in (1.0, 2.0):
+        guided = Guide(scale=scale, rows=2).of(lambda x: seen.append(len(x)) or x * 3, h)
+        torch.testing.assert_close(guided, Guide(scale=scale, rows=2)(h * 3))
+    assert seen == [3, 6]

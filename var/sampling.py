@@ -6,7 +6,9 @@ Frozen values on the ground floor; heads and decodings read them, nobody changes
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -37,10 +39,19 @@ class Guide:
         given, null = y.chunk(2)
         return given if self.scale == 1 else null + self.scale * (given - null)
 
+    def of(self, predict: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
+        """Return the guided `predict(h)` of features (R, ...), (B, ...).
+
+        Predicts nothing from a null half that weighs nothing.
+        """
+        return predict(h.chunk(self.rows)[0]) if self.scale == 1 else self(predict(h))
+
 
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are drawn from predictions.
+
+    Temperature, top-k and top-p are one number, or one for each group.
 
     Attributes:
         guidance: guidance scale at the first and at the last group, linear in between. A single
@@ -48,6 +59,8 @@ class Sampling:
         temperature: divides the logits; 1 leaves them as they are. Positive.
         top_k: keep the k most likely codes (and ties with the last of them); 0 keeps all.
         top_p: keep the most likely codes until their mass exceeds p; 0 keeps all.
+        temper_last: apply the temperature after the filters, so that it does not change what they
+            keep (CoDe, section 4), instead of before.
         smooth: mix code vectors with Gumbel-softmax weights instead of picking one (VAR's
             `more_smooth`): for looks, not for measured quality.
 
@@ -56,9 +69,10 @@ class Sampling:
     """
 
     guidance: float | tuple[float, float] = 0.0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 0.0
+    temperature: float | tuple[float, ...] = 1.0
+    top_k: int | tuple[int, ...] = 0
+    top_p: float | tuple[float, ...] = 0.0
+    temper_last: bool = False
     smooth: bool = False
 
     def __post_init__(self) -> None:
@@ -70,11 +84,17 @@ class Sampling:
             raise ValueError(
                 f"guidance must be a finite number or two of them, got {self.guidance}"
             )
-        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+        for name in _PER_GROUP:
+            value = getattr(self, name)
+            if isinstance(value, Sequence):
+                object.__setattr__(self, name, tuple(value))
+                if not value:
+                    raise ValueError(f"{name} is an empty list: give one number, or one per group")
+        if not all(t > 0 and math.isfinite(t) for t in _each(self.temperature)):
             raise ValueError(f"temperature must be positive, got {self.temperature}")
-        if self.top_k < 0 or int(self.top_k) != self.top_k:
+        if not all(k >= 0 and math.isfinite(k) and int(k) == k for k in _each(self.top_k)):
             raise ValueError(f"top_k must be 0 (off) or a positive whole number, got {self.top_k}")
-        if not 0 <= self.top_p <= 1:
+        if not all(0 <= p <= 1 for p in _each(self.top_p)):
             raise ValueError(f"top_p must lie in 0..1 (0: off), got {self.top_p}")
 
     @property
@@ -83,11 +103,51 @@ class Sampling:
         assert isinstance(self.guidance, tuple)
         return self.guidance
 
+    def check(self, groups: int) -> None:
+        """Check that what is given group by group is given for so many groups.
+
+        Raises:
+            ValueError: it is not; the message names it.
+        """
+        for name, value in self._lists().items():
+            if len(value) != groups:
+                raise ValueError(
+                    f"{name} is given for {len(value)} groups, the schedule has {groups}: "
+                    f"give one number, or {groups}"
+                )
+
+    def at(self, group: int) -> Sampling:
+        """Return the settings of one group: single numbers throughout."""
+        lists = self._lists()
+        return replace(self, **{name: v[group] for name, v in lists.items()}) if lists else self
+
+    def _lists(self) -> dict[str, Any]:
+        values = {name: getattr(self, name) for name in _PER_GROUP}
+        return {name: value for name, value in values.items() if isinstance(value, tuple)}
+
     def guide(self, progress: float) -> Guide:
         """Return the guidance at `progress`, 0 at the first group and 1 at the last."""
         first, last = self.scales
         rows = 1 if first == last == 1 else 2
         return Guide(scale=first + (last - first) * progress, rows=rows, progress=progress)
+
+
+class Settings(TypedDict, total=False):
+    """Sampling settings by name, see `Sampling`; None takes what the run recommends."""
+
+    guidance: float | tuple[float, float] | None
+    temperature: float | Sequence[float] | None
+    top_k: int | Sequence[int] | None
+    top_p: float | Sequence[float] | None
+    temper_last: bool | None
+    smooth: bool | None
+
+
+_PER_GROUP = ("temperature", "top_k", "top_p")
+
+
+def _each(value: float | tuple[float, ...]) -> tuple[float, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from var.cache.base import Cache
+from var.cache.base import Cache, CacheKind
 from var.heads.base import Prediction
 from var.models.base import Backbone
 from var.random import Rng
@@ -30,8 +31,17 @@ class Turn(NamedTuple):
 class Decoding(Protocol):
     """Chooses reader and guesses of each turn, and settles what is decided."""
 
-    def begin(self) -> None:
-        """Forget the last run: caches have seen nothing, guesses are gone."""
+    @property
+    def caches(self) -> Sequence[Cache]:
+        """What is remembered now, of all models: for whoever counts bytes."""
+        ...
+
+    def begin(self, kind: CacheKind | None = None) -> None:
+        """Forget the last run: caches have seen nothing, guesses are gone.
+
+        Args:
+            kind: what makes the caches from now on; None: what did before.
+        """
         ...
 
     def propose(self, canvas: Canvas) -> Turn:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from var.cache.base import CacheKind
 from var.decoding.base import Decoding
 from var.random import Rng
 from var.sampling import Condition, Sampling
@@ -25,6 +26,7 @@ def decide(
     rng: Rng | None = None,
     *,
     canvas: Canvas | None = None,
+    cache: CacheKind | None = None,
 ) -> Iterator[Canvas]:
     """Decide the groups of the schedule in order; yield the canvas after each turn.
 
@@ -36,9 +38,10 @@ def decide(
         sampling: guidance and filters.
         rng: one stream per image; without, the most likely tokens are taken.
         canvas: begin here instead of with a blank: to edit, or to go on.
+        cache: kind of the decoding's caches; None: its own choice.
     """
     canvas = tokenizer.blank(len(condition), schedule) if canvas is None else canvas
-    decoding.begin()
+    decoding.begin(cache)
     while canvas.done < len(schedule):
         turn = decoding.propose(canvas)
         # Feed whatever this model has not seen: one group, or all of them if it is new here.
@@ -48,7 +51,8 @@ def decide(
         h = turn.model(x, span, condition.spread(guide.rows), turn.cache)
         turn.cache.advance(span)
         fresh = span.tail(canvas.done)
-        prediction = turn.model.head(h[:, -len(fresh) :], fresh, guide).shaped(sampling)
+        prediction = turn.model.head(h[:, -len(fresh) :], fresh, guide)
+        prediction = prediction.shaped(sampling.at(canvas.done))
         canvas = canvas.write(*decoding.settle(prediction, rng))
         turn.cache.rewind(canvas.done)  # forget refuted guesses
         yield canvas
@@ -64,9 +68,12 @@ def generate(
     rng: Rng | None = None,
     *,
     canvas: Canvas | None = None,
+    cache: CacheKind | None = None,
 ) -> Tensor:
     """Return images (B, 3, H, W) in [0, 1]; the arguments are those of `decide`."""
     canvas = tokenizer.blank(len(condition), schedule) if canvas is None else canvas
-    for latest in decide(tokenizer, schedule, condition, decoding, sampling, rng, canvas=canvas):
+    for latest in decide(
+        tokenizer, schedule, condition, decoding, sampling, rng, canvas=canvas, cache=cache
+    ):
         canvas = latest
     return tokenizer.decode(canvas)

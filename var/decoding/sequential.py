@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from var.cache.base import Cache
+from var.cache.base import Cache, CacheKind
 from var.decoding.base import Turn
 from var.heads.base import Prediction
 from var.models.base import Backbone
@@ -17,15 +19,22 @@ class Sequential:
 
     Args:
         model: who predicts.
-        cache: its memory; the model's own choice if none is given. Kept from run to run.
+        kind: of its cache; the model's own choice if none is given. Kept from run to run.
     """
 
-    def __init__(self, model: Backbone, cache: Cache | None = None) -> None:
-        self.model = model
-        self.cache = cache if cache is not None else model.new_cache()
+    def __init__(self, model: Backbone, kind: CacheKind | None = None) -> None:
+        self.model, self.kind = model, kind
+        self.cache = model.new_cache(kind)
 
-    def begin(self) -> None:
-        """Forget the last run."""
+    @property
+    def caches(self) -> Sequence[Cache]:
+        """The model's cache."""
+        return (self.cache,)
+
+    def begin(self, kind: CacheKind | None = None) -> None:
+        """Forget the last run; go on with a cache of another kind if one is given."""
+        if kind not in (None, self.kind):
+            self.kind, self.cache = kind, self.model.new_cache(kind)
         self.cache.rewind(0)
 
     def propose(self, canvas: Canvas) -> Turn:

@@ -18,7 +18,7 @@ class Prediction(Protocol):
     """What is expected of the tokens of the open groups. Immutable."""
 
     def shaped(self, sampling: Sampling) -> Prediction:
-        """Return the prediction after temperature, top-k and top-p."""
+        """Return the prediction after temperature, top-k and top-p of a single group."""
         ...
 
     def sample(self, rng: Rng | None = None) -> Tensor:

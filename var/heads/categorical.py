@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from var.nn.linear import Linear
 from var.random import Rng
 from var.sampling import Guide, Sampling
 from var.schedule import Span
@@ -35,10 +36,14 @@ class CategoricalPrediction:
         return self.logits.softmax(dim=-1)
 
     def shaped(self, sampling: Sampling) -> CategoricalPrediction:
-        """Return the prediction after temperature, top-k and top-p, in this order (section 4.4)."""
-        logits = self.logits / sampling.temperature if sampling.temperature != 1 else self.logits
+        """Return the prediction after top-k, then top-p (section 4.4), and temperature."""
+        before, after = sampling.temperature, 1.0
+        if sampling.temper_last:
+            before, after = after, before
+        logits = self.logits if before == 1 else self.logits / before
+        logits = filtered(logits, sampling.top_k, sampling.top_p)
         kind = SmoothPrediction if sampling.smooth else CategoricalPrediction
-        return kind(filtered(logits, sampling.top_k, sampling.top_p), self.progress)
+        return kind(logits if after == 1 else logits / after, self.progress)
 
     def sample(self, rng: Rng | None = None) -> Tensor:
         """Draw ids (B, L), `argmax(probs / Exp(1) noise)`; without `rng` the most likely ones."""
@@ -71,12 +76,12 @@ class Categorical(nn.Module):
 
     def __init__(self, width: int, vocabulary: int, *, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, vocabulary)
+        self.linear = Linear(width, vocabulary)
         self.label_smoothing = label_smoothing
 
     def forward(self, h: Tensor, span: Span, guide: Guide) -> CategoricalPrediction:
         """Return the guided distributions of features (R, L, D)."""
-        return CategoricalPrediction(guide(self.linear(h).float()), guide.progress)
+        return CategoricalPrediction(guide.of(lambda h: self.linear(h).float(), h), guide.progress)
 
     def loss(self, h: Tensor, tokens: Tensor, span: Span) -> Tensor:
         """Return the cross-entropy (B, L) float32 of ids (B, L) given features (B, L, D)."""
