@@ -5,18 +5,22 @@ The registry only; each system has its own module in `var.systems`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
 
 from var.errors import UserError
+from var.systems import code
 from var.systems import var as var_system
 from var.systems.base import Checkpoint, Config, Parts, State, System
 from var.systems.files import locate, read_state
 
-__all__ = ["CHECKPOINTS", "Checkpoint", "Parts", "build", "load_published"]
+__all__ = ["CHECKPOINTS", "Checkpoint", "Parts", "blueprint", "build", "load_published"]
 
-_SYSTEMS: dict[str, System] = {"var": var_system}
+_SYSTEMS: dict[str, System] = {"var": var_system, "code": code}
+
+_BLUEPRINTS: dict[str, Callable[[Config], Parts]] = {"var": var_system.blueprint}
 
 CHECKPOINTS: dict[str, Checkpoint] = {
     name: checkpoint
@@ -41,6 +45,23 @@ def build(system: str, config: Config, state: State) -> Parts:
     if system not in _SYSTEMS:
         raise UserError(f"unknown system {system}; there are: {', '.join(sorted(_SYSTEMS))}")
     return _SYSTEMS[system].build(config, state)
+
+
+def blueprint(name: str) -> Parts:
+    """Return how the parts of a released checkpoint are built: specs and schedule, no weights.
+
+    Args:
+        name: a key of `CHECKPOINTS`.
+
+    Raises:
+        UserError: unknown name, or its system is known from its files only.
+    """
+    if name not in CHECKPOINTS:
+        raise UserError(f"unknown checkpoint {name}; there are: {', '.join(CHECKPOINTS)}")
+    checkpoint = CHECKPOINTS[name]
+    if checkpoint.system not in _BLUEPRINTS:
+        raise UserError(f"{name} can be had with its published weights only")
+    return _BLUEPRINTS[checkpoint.system](checkpoint.config)
 
 
 def load_published(name: str, folder: str | Path | None = None) -> Parts:

@@ -72,7 +72,7 @@ class Case:
             rule = self.about["state_rule"]
             state = {key: hashed(key, rule["seed"], *row) for key, row in rule["table"].items()}
         parts = build(self.system, self.config, state)
-        for module in (parts.model, parts.tokenizer):
+        for module in (parts.model, parts.closer, parts.tokenizer):
             if module is not None:
                 module.eval()
         return parts

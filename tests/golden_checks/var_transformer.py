@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from var.decoding.sequential import Sequential
 from var.heads.base import Prediction
 from var.heads.categorical import CategoricalPrediction
 from var.models.var import VAR
+from var.nn.attention import Attention
 from var.published import Parts
 from var.random import Rng
 from var.sampling import Condition, Guide, Sampling
@@ -40,6 +42,21 @@ def watch(module: nn.Module, seen: dict[str, Tensor], name: str, *, entering: bo
     module.register_forward_hook(note)
 
 
+def watch_attention(attention: Attention, seen: dict[str, Tensor]) -> None:
+    """Note what enters the first half of an attention, and what leaves the second."""
+    split, mix = attention.split, attention.mix
+
+    def noting_split(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        seen["attn_in_0"] = x
+        return split(x)
+
+    def noting_mix(*args: Any) -> Tensor:
+        seen["attn_out_0"] = mix(*args)
+        return seen["attn_out_0"]
+
+    attention.split, attention.mix = noting_split, noting_mix
+
+
 def plain_logits(model: VAR, h: Tensor, span: Span) -> Tensor:
     return model.head(h, span, Guide(scale=1, rows=1)).logits
 
@@ -52,8 +69,7 @@ def check_teacher_forcing(case: Case) -> None:
     first = model.blocks[0]
     watch(first, seen, "x0", entering=True)
     watch(model.shared, seen, "cond")
-    watch(first.attention, seen, "attn_in_0", entering=True)
-    watch(first.attention, seen, "attn_out_0")
+    watch_attention(first.attention, seen)
     watch(first.mlp, seen, "ffn_out_0")
     for k, name in case.numbered("block"):
         watch(model.blocks[k], seen, name)

@@ -219,6 +219,7 @@ def test_never_resuming_protects_an_existing_run(whole: Path) -> None:
         ("schedule=[1,2,3]", r"ends on a grid of \(3, 3\).*4 cells a side"),
         ("tokenizer.groups=3", "cannot be built"),
         ("resume=nowhere", "resume=nowhere is not a checkpoint"),
+        ("teacher.run=other", r"teacher\.run is for generators"),
     ],
 )
 def test_bad_input_is_named(tmp_path: Path, override: str, message: str) -> None:

@@ -21,11 +21,13 @@ class Parts:
     """What a published state holds, built and loaded; None for what it does not hold.
 
     Attributes:
-        model: the backbone.
+        model: the backbone; of two, the one that opens an image.
         tokenizer: the tokenizer, or the part of it that the state holds.
         schedule: the groups in which the system decides an image.
         model_spec: how to build such a backbone: `_target_` and the numbers of its constructor.
         tokenizer_spec: the same for the tokenizer.
+        closer: a second backbone, which goes on where the first stops (collaborative decoding).
+        closer_spec: how to build it.
     """
 
     model: nn.Module | None = None
@@ -33,6 +35,8 @@ class Parts:
     schedule: Schedule | None = None
     model_spec: Spec | None = None
     tokenizer_spec: Spec | None = None
+    closer: nn.Module | None = None
+    closer_spec: Spec | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Checkpoint:
         parameters: of the model or, where there is none, of the tokenizer.
         size: side of its images in pixels.
         sampling: published settings, keywords of `Sampling`.
+        decoding: published decoding, see `Recipe.decoding`; None: group by group.
     """
 
     system: str
@@ -56,6 +61,7 @@ class Checkpoint:
     parameters: int
     size: int
     sampling: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    decoding: Config | None = None
 
 
 class System(Protocol):

@@ -94,13 +94,12 @@ def build(config: Config, state: State) -> Parts:
         return _BUILDERS[config["cls"]](config, state)
     if set(config) != {"vae", "var"}:
         raise UserError(f"expected keys `vae` and `var`, or `cls`; got {', '.join(config)}")
-    vae = config["vae"]
-    both = {"vocab_size": vae["vocab_size"], "Cvae": vae["z_channels"], **config["var"]}
+    both = _with_sizes(config["var"], config["vae"])
     if not any("/" in key for key in state):
         return _model(both, state)
     states = split(state, ("var", "vae"))
     model = _model(both, states["var"])
-    tokenizer = _tokenizer(vae, states["vae"]) if states["vae"] else Parts()
+    tokenizer = _tokenizer(config["vae"], states["vae"]) if states["vae"] else Parts()
     return Parts(
         model=model.model,
         tokenizer=tokenizer.tokenizer,
@@ -110,23 +109,50 @@ def build(config: Config, state: State) -> Parts:
     )
 
 
+def blueprint(config: Config) -> Parts:
+    """Return how the parts of a released checkpoint are built, without the parts themselves.
+
+    Args:
+        config: as for `build`, of a whole tokenizer or of both.
+    """
+    vae = config.get("vae", config)
+    model = _model_spec(_with_sizes(config["var"], vae), l2_norm=True) if "var" in config else None
+    return Parts(
+        schedule=Schedule.scales(vae["v_patch_nums"]),
+        model_spec=model,
+        tokenizer_spec=_tokenizer_spec(vae),
+    )
+
+
 def _model(config: Config, state: State) -> Parts:
     # Copies of the released files from before April 2024 are of the other attention variant.
-    defaults = {**_MODEL_DEFAULTS, "attn_l2_norm": any("scale_mul_1H11" in key for key in state)}
-    values = renamed(config, _MODEL_NAMES, "VAR", defaults=defaults, ignored=_MODEL_IGNORED)
-    spec = {"_target_": "var.models.var.VAR", **values}
+    spec = _model_spec(config, l2_norm=any("scale_mul_1H11" in key for key in state))
     model = recipe.build(spec, "VAR")
     var_keys.MODEL.load(model, state, "the state of VAR")
-    return Parts(model=model, model_spec=spec, schedule=Schedule.scales(values["ladder"]))
+    return Parts(model=model, model_spec=spec, schedule=Schedule.scales(spec["ladder"]))
+
+
+def _model_spec(config: Config, l2_norm: bool) -> Spec:
+    defaults = {**_MODEL_DEFAULTS, "attn_l2_norm": l2_norm}
+    values = renamed(config, _MODEL_NAMES, "VAR", defaults=defaults, ignored=_MODEL_IGNORED)
+    return {"_target_": "var.models.var.VAR", **values}
+
+
+def _with_sizes(var: Config, vae: Config) -> Config:
+    return {"vocab_size": vae["vocab_size"], "Cvae": vae["z_channels"], **var}
 
 
 def _tokenizer(config: Config, state: State) -> Parts:
-    spec = _spec("var.tokenizers.multiscale.MultiScaleVQ", config, _TOKENIZER_NAMES, "VQVAE")
+    spec = _tokenizer_spec(config)
     for half in ("encoder", "decoder"):
         spec[half] = any(key.startswith(f"{half}.") for key in state)
     tokenizer = recipe.build(spec, "VQVAE")
     var_keys.tokenizer(config["share_quant_resi"]).load(tokenizer, state, "the state of VQVAE")
     return _tokenizer_parts(tokenizer, spec, config)
+
+
+def _tokenizer_spec(config: Config) -> Spec:
+    return _spec("var.tokenizers.multiscale.MultiScaleVQ", config, _TOKENIZER_NAMES, "VQVAE")
 
 
 def _quantizer(config: Config, state: State) -> Parts:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from var.errors import UserError
 from var.models.base import Backbone
 from var.sampling import Condition
 from var.schedule import Schedule
@@ -31,11 +32,16 @@ class TeacherForcing(nn.Module):
         self.backbone = backbone
 
     def forward(
-        self, tokenizer: Tokenizer, schedule: Schedule, image: Tensor, condition: Condition
+        self,
+        tokenizer: Tokenizer,
+        schedule: Schedule,
+        image: Tensor,
+        condition: Condition,
+        groups: int | None = None,
     ) -> Tensor:
-        """Return the loss of each token, (B, L)."""
+        """Return the loss of each token of the first `groups` groups (None: all), (B, L)."""
         backbone: Backbone = self.backbone  # pyright: ignore[reportAssignmentType]
-        return loss(backbone, tokenizer, schedule, image, condition)
+        return loss(backbone, tokenizer, schedule, image, condition, groups)
 
 
 class GeneratorTask:
@@ -47,6 +53,10 @@ class GeneratorTask:
         schedule: the groups.
         sampler: what `preview` shows of a backbone: images (B, 3, H, W) in [0, 1].
         drop_label: share of images that are trained without their label, for guidance.
+        groups: train on the first so many groups only (CoDe's drafter, section 5); None: on all.
+
+    Raises:
+        UserError: there are not so many groups.
     """
 
     def __init__(
@@ -57,10 +67,14 @@ class GeneratorTask:
         schedule: Schedule,
         sampler: Callable[[nn.Module], Tensor],
         drop_label: float = 0.1,
+        groups: int | None = None,
     ) -> None:
+        if groups is not None and not 1 <= groups <= len(schedule):
+            raise UserError(f"groups={groups}: an image has 1..{len(schedule)} to train on")
         self.module: nn.Module = TeacherForcing(backbone)
         self.tokenizer, self.schedule = tokenizer, schedule
         self.sampler, self.drop_label = sampler, drop_label
+        self.span = schedule[:groups]
 
     def to(self, device: torch.device) -> None:
         """Move backbone and tokenizer to a device."""
@@ -75,8 +89,8 @@ class GeneratorTask:
     ) -> dict[str, Tensor]:
         """Return the mean loss over all tokens, `total`, and over those of the last group."""
         condition = Condition(label).dropped(draw, self.drop_label)
-        each = module(self.tokenizer, self.schedule, image, condition)
-        tail = each.detach()[:, -self.schedule.sizes[-1] :].mean()
+        each = module(self.tokenizer, self.schedule, image, condition, self.span.stop)
+        tail = each.detach()[:, -self.span.sizes[-1] :].mean()
         return {"total": each.mean(), "last_group": tail}
 
     def stepped(self, step: int, optimizer: torch.optim.Optimizer, rng: torch.Generator) -> None:

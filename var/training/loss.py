@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from var.models.base import Backbone
 from var.sampling import Condition
-from var.schedule import Schedule
+from var.schedule import Schedule, Span
 from var.tokenizers.tokenizer import Tokenizer
+
+
+class Lesson(NamedTuple):
+    """The truth about some images, as a generator is told it.
+
+    Attributes:
+        span: the groups it is about.
+        x: (B, L, C) what the canvas shows of them.
+        tokens: (B, L) or (B, L, C) what is to be predicted.
+    """
+
+    span: Span
+    x: Tensor
+    tokens: Tensor
+
+
+@torch.no_grad()
+def lesson(
+    tokenizer: Tokenizer, schedule: Schedule, image: Tensor, groups: int | None = None
+) -> Lesson:
+    """Return the truth about the first `groups` groups (None: all) of images (B, 3, H, W).
+
+    The canvas is told it and read as in sampling. The tokenizer works in its own precision: ids
+    must not depend on that of the generator (VAR, section 5).
+    """
+    with torch.autocast(image.device.type, enabled=False):
+        tokens, span = tokenizer.encode(image, schedule)[:groups], schedule[:groups]
+        x = tokenizer.blank(len(image), schedule).write(*tokens).read(span)
+    return Lesson(span, x, torch.cat(tokens, dim=1))
 
 
 def loss(
@@ -17,16 +48,14 @@ def loss(
     schedule: Schedule,
     image: Tensor,
     condition: Condition,
+    groups: int | None = None,
 ) -> Tensor:
     """Return the loss of each token (B, L) of images (B, 3, H, W) in [0, 1].
 
-    The canvas is told the truth and read as in sampling. The tokenizer gets no gradient, and works
-    in its own precision: ids must not depend on that of the generator (VAR, section 5).
+    With `groups` it is that of the first so many groups, and no others are read.
     """
-    with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
-        tokens, span = tokenizer.encode(image, schedule), schedule[:]
-        x = tokenizer.blank(len(image), schedule).write(*tokens).read(span)
-    return model.head.loss(model(x, span, condition), torch.cat(tokens, dim=1), span)
+    span, x, tokens = lesson(tokenizer, schedule, image, groups)
+    return model.head.loss(model(x, span, condition), tokens, span)
 
 
 def progressive_weights(schedule: Schedule, newest: int, factor: float) -> Tensor:
