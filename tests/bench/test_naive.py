@@ -1,0 +1,109 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests import tiny
+from tests.bench.conftest import MakeRow
+from var.bench.naive import NaiveCache, NaivePrediction, naive
+from var.bench.rows import Row
+from var.bench.stopwatch import Stopwatch
+from var.bench.subjects import Combination
+from var.errors import UserError
+from var.heads.categorical import CategoricalPrediction
+from var.models.var import Block
+from var.pipeline import Pipeline
+from var.sampling import Sampling
+from var.store import Run
+from var.tokenizers.autoencoder import ResBlock, Upsample
+
+SAMPLINGS = [
+    Sampling(guidance=1.5, top_k=9, top_p=0.8),
+    Sampling(guidance=0.0, temperature=0.7, top_p=0.5, temper_last=True),
+    Sampling(guidance=(0.5, 3.0), temperature=1.3, top_k=20),
+]
+
+
+def drawn(row: Row) -> tuple[Tensor, Tensor]:
+    """Return the images of a row and all its tokens."""
+    watch = Stopwatch()
+    images = row.draw(watch)
+    return images, torch.cat(watch.tokens, dim=1)
+
+
+def naive_row(row: Row, run: Run, dtype: torch.dtype = torch.float32) -> Row:
+    """Return the naive row of the same settings."""
+    subject = row.subject
+    assert isinstance(subject, Combination)
+    plain = Combination(
+        Pipeline(naive(run, dtype)),
+        decoding="sequential",
+        cache=NaiveCache,
+        sampling=subject.sampling,
+        greedy=subject.greedy,
+    )
+    return replace(row, subject=plain)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("greedy", [False, True])
+def test_the_naive_way_draws_the_same(
+    make_row: MakeRow, tiny_run: Run, sampling: Sampling, greedy: bool
+) -> None:
+    row = make_row(sampling=sampling, greedy=greedy, batch=3)
+    images, tokens = drawn(row)
+    plain_images, plain_tokens = drawn(naive_row(row, tiny_run))
+    assert torch.equal(tokens, plain_tokens) and len(tokens.unique()) > 5
+    torch.testing.assert_close(images, plain_images)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_sorting_everything_excludes_the_same_codes(sampling: Sampling) -> None:
+    rng = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(4, 50, 64, generator=rng)
+    logits[:2] = logits[:2].round()  # with ties
+    ours = CategoricalPrediction(logits).shaped(sampling).logits
+    torch.testing.assert_close(NaivePrediction(logits).shaped(sampling).logits, ours)
+
+
+def test_the_modulation_is_computed_at_every_scale(make_row: MakeRow, tiny_run: Run) -> None:
+    calls: list[nn.Module] = []
+    row = naive_row(make_row(), tiny_run)
+    assert isinstance(row.subject, Combination) and row.subject.pipe.run.model is not None
+    for part in row.subject.pipe.run.model.modules():
+        if isinstance(part, Block):
+            part.modulation.register_forward_hook(lambda module, *_: calls.append(module))
+    row.draw()
+    assert len(calls) == 2 * 3
+
+
+def test_fast_routes_of_the_loaded_run_are_left_out(tiny_run: Run) -> None:
+    plain = naive(tiny_run)
+    kinds = {type(part) for part in plain.tokenizer.modules()}
+    assert Upsample not in kinds
+    blocks = [part for part in plain.tokenizer.modules() if isinstance(part, ResBlock)]
+    assert blocks and not any("forward" in vars(block) for block in blocks)
+    assert all(p.is_contiguous() for p in plain.tokenizer.parameters())
+    assert plain.model is not None
+    assert not any(getattr(part, "pack", None) for part in plain.model.modules())
+
+
+def test_half_precision_is_a_matter_of_products_not_of_weights(
+    make_row: MakeRow, tiny_run: Run
+) -> None:
+    row = naive_row(make_row(), tiny_run, torch.bfloat16)
+    assert isinstance(row.subject, Combination)
+    run = row.subject.pipe.run
+    assert run.model is not None
+    assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+    seen: list[torch.dtype] = []
+    run.model.head.head.linear.register_forward_hook(lambda *args: seen.append(args[2].dtype))
+    images = row.draw()
+    assert set(seen) == {torch.bfloat16} and images.dtype == torch.float32
+
+
+def test_what_is_no_var_is_refused(tiny_run: Run) -> None:
+    other = replace(tiny_run, tokenizer=tiny.tokenizer())
+    with pytest.raises(UserError, match="VAR models only"):
+        naive(other)

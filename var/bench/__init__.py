@@ -1,0 +1,1 @@
+"""Speed and memory of combinations of pieces, side by side in one process."""
