@@ -19,8 +19,8 @@ from var.errors import UserError
 Task = Callable[[DictConfig], None]
 
 
-def command(config: str) -> Callable[[Task], Callable[..., None]]:
-    """Make a task the command `var-<config>`, configured by `configs/<config>.yaml`.
+def command(config: str, home: str = "var.configs") -> Callable[[Task], Callable[..., None]]:
+    """Make a task the command `var-<config>`, configured by `<config>.yaml` in the package `home`.
 
     Called with a config the result is the task itself, and raises as it does. Called without, it
     is `run`.
@@ -30,7 +30,7 @@ def command(config: str) -> Callable[[Task], Callable[..., None]]:
         @functools.wraps(task)
         def main(cfg: DictConfig | None = None) -> None:
             if cfg is None:
-                run(task, config)
+                run(task, config, home)
             else:
                 task(cfg)
 
@@ -39,7 +39,7 @@ def command(config: str) -> Callable[[Task], Callable[..., None]]:
     return decorate
 
 
-def run(task: Task, config: str) -> None:
+def run(task: Task, config: str, home: str) -> None:
     """Run a task on what the command line says.
 
     The process ends with status 2 and one line where the input is at fault (a `UserError`, a value
@@ -59,7 +59,7 @@ def run(task: Task, config: str) -> None:
             sys.stderr.write(f"var-{config}: error: {' '.join(str(fault(error)).split())}\n")
             sys.exit(2)
 
-    main = hydra.main(version_base="1.3", config_path="pkg://var.configs", config_name=config)
+    main = hydra.main(version_base="1.3", config_path=f"pkg://{home}", config_name=config)
     try:
         main(guarded)()
     except KeyboardInterrupt:

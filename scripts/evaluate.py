@@ -14,8 +14,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import var
+from var.atomic import write
 from var.data.images import ImageData, crop_fashion_mnist
-from var.devices import parse_device, parse_dtype
+from var.devices import parse_device, parse_precision
 from var.errors import UserError
 from var.metrics.features import SmallClassifier
 from var.metrics.images import Likeness, psnr
@@ -36,7 +37,9 @@ def main(cfg: DictConfig) -> None:
         raise UserError(f"reference={cfg.reference}: use test or train")
     if cfg.out is not None:
         check_writable(Path(cfg.out).parent, f"out={cfg.out}")
-    pipe = load(cfg.model, device=parse_device(cfg.device), dtype=parse_dtype(cfg.dtype))
+    device = parse_device(cfg.device)
+    dtype = parse_precision(cfg.precision, device)
+    pipe = load(cfg.model, device=device, dtype=dtype, compile=cfg.compile, files=cfg.files)
     network: SmallClassifier = made(cfg.features).to(pipe.device)
     data: ImageData = made(cfg.data[cfg.reference])
     generation = cfg.mode == "generation" or (cfg.mode == "auto" and pipe.run.model is not None)
@@ -51,19 +54,6 @@ def main(cfg: DictConfig) -> None:
     log.info("%s", text)
     if cfg.out is not None:
         write(Path(cfg.out), text + "\n")
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    except OSError as error:
-        raise UserError(f"cannot write out={path}: {error}") from error
 
 
 def real_images(data: ImageData, size: int, device: torch.device) -> Iterator[Tensor]:
@@ -110,7 +100,13 @@ def samples(
     ids = [label for label in range(pipe.class_count) for _ in range(cfg.number)]
     seeds, done = range(cfg.seed, cfg.seed + len(ids)), 0
     for images in pipe.batches(
-        ids, seeds, sampling=sampling, batch_size=cfg.batch_size, progress=True
+        ids,
+        seeds,
+        sampling=sampling,
+        decoding=made(cfg.decoding)(pipe),
+        cache=made(cfg.cache)(pipe),
+        batch_size=cfg.batch_size,
+        progress=True,
     ):
         label = torch.tensor(ids[done : done + len(images)], device=pipe.device)
         likeness.fake(images[:, -1], label)

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 import var
-from var.devices import parse_device, parse_dtype, share
+from var.devices import parse_device, parse_precision, precision_name, share
 from var.errors import UserError
 from var.labels import class_name
 from var.pipeline import Pipeline, load
@@ -41,7 +41,8 @@ class Options:
     number: int
     seed: int
     sampling: dict[str, Any]
-    dtype: str
+    precision: str
+    compile: bool
     device: str
     batch_size: int
     out: str
@@ -62,11 +63,14 @@ def main(cfg: DictConfig) -> None:
     options = cast(Options, OmegaConf.to_object(merged))
     out = output(cfg)
     check(options, out)
-    device, dtype = parse_device(options.device), parse_dtype(options.dtype)
+    device = parse_device(options.device)
+    dtype = parse_precision(options.precision, device)
     state = PartialState(cpu=device.type == "cpu")
     if state.num_processes > 1 and device.type != "cpu":
         device = cast(torch.device, state.device)
-    pipe = load(options.model, device=device, dtype=dtype, files=options.files)
+    pipe = load(
+        options.model, device=device, dtype=dtype, compile=options.compile, files=options.files
+    )
     job = Job(options, pipe)
     mine = share(len(job.ids), state.process_index, state.num_processes)
     tiles: list[Tensor] = []
@@ -103,17 +107,18 @@ class Job:
         if not self.ids:
             raise UserError("labels=[] names no class: there is nothing to draw")
         self.sampling = pipe.settings(**cast(Any, options.sampling))
+        self.decoding = made(options.decoding)(pipe)
 
     def images(self, mine: range, bar: bool) -> Iterator[Tensor]:
         """Yield what the grid shows of each image, (S, 3, H, W) uint8: itself, or all its steps."""
         options, pipe = self.options, self.pipe
-        make, kind = made(options.decoding), made(options.cache)
         ids, seeds = self.ids[mine.start : mine.stop], [options.seed + i for i in mine]
         for images in pipe.batches(
             ids,
             seeds,
             sampling=self.sampling,
-            decoding=lambda: make(pipe.model, pipe.model.new_cache(kind)),
+            decoding=self.decoding,
+            cache=made(options.cache)(pipe),
             batch_size=options.batch_size,
             progress=options.progress and bar,
             steps=options.steps,
@@ -153,10 +158,23 @@ class Job:
             "version": var.__version__,
             "model": options.model,
             "sampling": asdict(self.sampling),
-            "dtype": options.dtype,
-            "decoding": options.decoding,
-            "cache": options.cache,
+            "precision": precision_name(self.pipe.dtype),
+            "decoding": self._choice(),
+            "cache": chosen(options.cache),
         }
+
+    def _choice(self) -> dict[str, Any]:
+        """Return the decoding as `Pipeline` takes it: by name, with its settings."""
+        target, recipe = self.options.decoding["_target_"], self.pipe.run.recipe
+        if target == "var.choices.recommended":
+            return dict(recipe.decoding or {"name": "sequential"})
+        return chosen(self.options.decoding)
+
+
+def chosen(node: dict[str, Any]) -> dict[str, Any]:
+    """Return a choice as `Pipeline` takes it: by name, with its settings."""
+    settings = {k: v for k, v in node.items() if not k.startswith("_")}
+    return {"name": node["_target_"].rpartition(".")[2], **settings}
 
 
 def output(cfg: DictConfig) -> Path:

@@ -20,6 +20,7 @@ from var.schedule import Schedule
 from var.scripts.command import command, made
 from var.tokenizers.losses import Objective
 from var.training.checkpoint import Checkpoints
+from var.training.distil import DistilTask
 from var.training.generator import GeneratorTask
 from var.training.loop import Settings, Trainer
 from var.training.task import Task
@@ -34,7 +35,8 @@ def main(cfg: DictConfig) -> None:
     checkpoint = resume_from(cfg.resume, folder)
     data: ImageData = made(cfg.data.train)
     torch.manual_seed(settings.seed)  # of the initial weights
-    task, export = (generator if cfg.backbone else tokenizer)(cfg, data, folder)
+    compose = generator if cfg.backbone or cfg.init.run else tokenizer
+    task, export = compose(cfg, data, folder)
     Trainer(
         task=task,
         data=lambda start, shard: batches(data, settings, start, shard),
@@ -73,6 +75,9 @@ Export = Callable[[nn.Module], None]
 
 def tokenizer(cfg: DictConfig, data: ImageData, folder: Path) -> tuple[Task, Export]:
     """Return the task of training a tokenizer, and how its run folder is written."""
+    for name in ("groups", "init.run", "teacher.run"):
+        if OmegaConf.select(cfg, name) is not None:
+            raise UserError(f"{name} is for generators: leave it out, or choose a backbone")
     spec: dict[str, Any] = {**plain(cfg.tokenizer), "scales": len(cfg.schedule)}
     recipe = Recipe(spec, Schedule.scales(plain(cfg.schedule)), data=describe(data))
     module: Any = build(spec, "tokenizer", device="cpu")
@@ -96,14 +101,8 @@ def generator(cfg: DictConfig, data: ImageData, folder: Path) -> tuple[Task, Exp
             f"schedule={cfg.schedule} is not that of tokenizer.run={cfg.tokenizer.run}, "
             f"{list(base.recipe.schedule.grids)}: leave schedule out, or train another tokenizer"
         )
-    spec: dict[str, Any] = {
-        "vocabulary": base.recipe.tokenizer["vocabulary"],
-        "channels": base.recipe.tokenizer["channels"],
-        "classes": len(data.classes),
-        "ladder": plain(cfg.schedule),
-        **plain(cfg.backbone),
-    }
     check_sizes(base.tokenizer, base.recipe.schedule, data)
+    backbone, spec = make_backbone(cfg, data, base)
     sampling = parse_sampling(plain(cfg.sampling), "sampling")
     recipe = Recipe(
         base.recipe.tokenizer, base.recipe.schedule, spec, data=describe(data), sampling=sampling
@@ -112,16 +111,71 @@ def generator(cfg: DictConfig, data: ImageData, folder: Path) -> tuple[Task, Exp
     def run(module: nn.Module) -> store.Run:
         return store.Run(recipe, base.tokenizer, module)
 
-    task = GeneratorTask(
-        backbone=build(spec, "backbone", device="cpu"),
-        tokenizer=base.tokenizer.requires_grad_(False),
-        schedule=recipe.schedule,
-        sampler=lambda backbone: Pipeline(run(backbone))(
+    common: dict[str, Any] = {
+        "backbone": backbone,
+        "tokenizer": base.tokenizer.requires_grad_(False),
+        "schedule": recipe.schedule,
+        "sampler": lambda backbone: Pipeline(run(backbone))(
             range(min(10, len(data.classes))), number=10
         ),
-        drop_label=cfg.drop_label,
-    )
+        "drop_label": cfg.drop_label,
+        "groups": cfg.groups,
+    }
+    task = distil(cfg, base, common) if cfg.teacher.run else GeneratorTask(**common)
     return task, lambda module: store.save(folder, run(module.backbone))  # type: ignore[arg-type]
+
+
+def make_backbone(
+    cfg: DictConfig, data: ImageData, base: store.Run
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Return a backbone for a tokenizer, new or with the weights of `init.run`, and its spec.
+
+    Raises:
+        UserError: it cannot be built so, or the run to begin with is of another kind.
+    """
+    start = hub.companion(base, cfg.init.run) if cfg.init.run else None
+    if start is not None and not cfg.backbone:
+        spec = dict(start.recipe.backbone or {})
+    else:
+        spec = {
+            "vocabulary": base.recipe.tokenizer["vocabulary"],
+            "channels": base.recipe.tokenizer["channels"],
+            "classes": len(data.classes),
+            "ladder": plain(cfg.schedule),
+            **plain(cfg.backbone),
+        }
+    backbone = build(spec, "backbone", device="cpu")
+    if start is not None and start.model is not None:
+        if spec["classes"] != len(data.classes):
+            raise UserError(
+                f"init.run={cfg.init.run} knows {spec['classes']} classes, "
+                f"{data.name} has {len(data.classes)}"
+            )
+        take_weights(backbone, start.model, cfg.init.run)
+    return backbone, spec
+
+
+def take_weights(module: nn.Module, source: nn.Module, name: str) -> None:
+    """Give a backbone the weights of another one.
+
+    Raises:
+        UserError: they are of different shapes.
+    """
+    ours, theirs = module.state_dict(), source.state_dict()
+    alike = [k for k in ours if k in theirs and ours[k].shape == theirs[k].shape]
+    if odd := sorted((ours.keys() | theirs.keys()) - set(alike)):
+        raise UserError(
+            f"init.run={name} is another backbone: {odd[0]} and {len(odd) - 1} more do not fit. "
+            "Leave backbone out, or give the numbers of that run"
+        )
+    module.load_state_dict(theirs)
+
+
+def distil(cfg: DictConfig, base: store.Run, common: dict[str, Any]) -> Task:
+    """Return the task of learning from a teacher, a generator of the same tokens."""
+    settings = plain(cfg.teacher)
+    teacher = hub.companion(base, settings.pop("run"))
+    return DistilTask(**common, **settings, teacher=teacher.model, steps=cfg.trainer.steps)
 
 
 def check_sizes(tokenizer: Any, schedule: Schedule, data: ImageData) -> None:

@@ -14,11 +14,14 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor
 
 import var
+from tests.conftest import make_run
 from var import drawing, hub, store
 from var.cache.dense import Dense
 from var.decoding.base import Turn
 from var.decoding.sequential import Sequential
 from var.errors import UserError
+from var.nn import linear
+from var.nn.linear import Linear
 from var.pipeline import Pipeline
 from var.store import Run
 from var.systems.base import Checkpoint, Parts
@@ -59,7 +62,7 @@ def test_images_depend_on_seed_and_class(pipe: Pipeline) -> None:
 def test_all_caches_give_the_same_images(pipe: Pipeline) -> None:
     close(pipe([0, 1], cache="static"), pipe([0, 1], cache="dense"))
     close(pipe([0, 1], cache="static"), pipe([0, 1], cache=Dense))
-    with pytest.raises(UserError, match="unknown cache 'quick': there are dense, static"):
+    with pytest.raises(UserError, match="unknown cache 'quick': there are dense, scale, static"):
         pipe([0], cache="quick")
 
 
@@ -267,7 +270,7 @@ def test_hub_ids_are_fetched(run_folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(hub, "snapshot_download", fetch)
     assert var.load("me/my-var").class_count == 3
-    assert asked == [("me/my-var", ["config.yaml", "*.safetensors"])]
+    assert asked == [("me/my-var", ["config.yaml", "budget.yaml", "*.safetensors"])]
     monkeypatch.setattr(hub, "snapshot_download", fail(LocalEntryNotFoundError("offline\nfoo")))
     with pytest.raises(UserError, match=r"no run folder me/my-var, .* hub: offline$"):
         var.load("me/my-var")
@@ -302,3 +305,33 @@ def test_public_names_are_there() -> None:
     assert set(dir(var)) == set(var.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = var.nothing
+
+
+def test_a_pipeline_leaves_the_model_that_it_is_given_as_it_is() -> None:
+    run = make_run()
+    Pipeline(run)([0])
+    assert run.model is not None
+    assert not any(getattr(part, "pack", None) for part in run.model.modules())
+
+
+def test_a_loaded_model_takes_the_routes_of_the_machine(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for faster in (True, False):
+        monkeypatch.setattr(linear, "packed_is_faster", lambda dtype, faster=faster: faster)
+        model = var.load(run_folder).run.model
+        assert model is not None
+        packs = [part.pack for part in model.modules() if isinstance(part, Linear)]
+        assert packs and all((pack is not None) == faster for pack in packs)
+
+
+def test_settings_for_another_number_of_groups_are_refused(pipe: Pipeline) -> None:
+    with pytest.raises(UserError, match="top_k is given for 2 groups, the schedule has 3"):
+        pipe([0], top_k=[3, 4])
+
+
+def test_a_pipeline_that_moves_decodes_with_what_moved() -> None:
+    pipe = Pipeline(make_run())
+    before = pipe.tokenizer
+    assert pipe.to("cpu").tokenizer is not before
+    close(pipe([0]), Pipeline(pipe.run)([0]))

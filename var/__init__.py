@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from var.decoding.collaborative import Collaborative as Collaborative
     from var.decoding.loop import decide as decide
     from var.decoding.loop import generate as generate
     from var.decoding.sequential import Sequential as Sequential
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 
 # Imported on first use: a command's `--help` need not wait for all of them.
 _HOMES = {
+    "Collaborative": "var.decoding.collaborative",
     "Condition": "var.sampling",
     "Pipeline": "var.pipeline",
     "Sampling": "var.sampling",

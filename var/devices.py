@@ -5,19 +5,34 @@ from __future__ import annotations
 import torch
 
 from var.errors import UserError
+from var.nn.linear import bfloat16_is_faster
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def parse_dtype(name: str) -> torch.dtype:
-    """Return the number type of a name.
+def parse_precision(name: str, device: torch.device) -> torch.dtype:
+    """Return the number type of a name; `auto` is bf16 where the device is fast at it, else fp32.
 
     Raises:
         UserError: there is none of that name.
     """
-    if name not in DTYPES:
-        raise UserError(f"unknown dtype {name!r}: there are {', '.join(DTYPES)}")
-    return DTYPES[name]
+    if name == "auto":
+        return torch.bfloat16 if _is_fast_at_bfloat16(device) else torch.float32
+    if name not in PRECISIONS:
+        raise UserError(f"unknown precision {name!r}: there are auto, {', '.join(PRECISIONS)}")
+    return PRECISIONS[name]
+
+
+def precision_name(dtype: torch.dtype) -> str:
+    """Return the name of a number type."""
+    return next(name for name, known in PRECISIONS.items() if known == dtype)
+
+
+def _is_fast_at_bfloat16(device: torch.device) -> bool:
+    if device.type != "cuda":
+        return bfloat16_is_faster()
+    # `is_bf16_supported` would count what the GPU emulates.
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def parse_device(name: str) -> torch.device:
@@ -36,6 +51,12 @@ def parse_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= seen:
         raise UserError(f"device {name} is not there: PyTorch sees {seen} GPUs; use device=cpu")
     return device
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error says that a device, or the host, has no memory left."""
+    phrases = ("can't allocate memory", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(p in str(error) for p in phrases)
 
 
 def share(count: int, rank: int, processes: int) -> range:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from var.cache.base import CacheKind
 from var.decoding.base import Decoding
 from var.decoding.loop import decide
+from var.devices import is_out_of_memory
 from var.errors import UserError
 from var.random import Rng
 from var.sampling import Condition, Sampling
@@ -30,16 +32,18 @@ class Drawing:
         tokenizer: tokens to pixels.
         schedule: the groups of an image.
         sampling: how tokens are drawn.
-        decoding: makes a decoding, anew for each batch: a batch that failed leaves nothing behind.
+        decoding: who predicts and what is kept.
         device: where the weights are.
+        cache: kind of the decoding's caches; None: its own choice.
         steps: show each image after every turn, not only when it is finished.
     """
 
     tokenizer: Tokenizer
     schedule: Schedule
     sampling: Sampling
-    decoding: Callable[[], Decoding]
+    decoding: Decoding
     device: torch.device
+    cache: CacheKind | None = None
     steps: bool = False
 
     def batches(
@@ -81,8 +85,10 @@ class Drawing:
                     with torch.inference_mode():
                         frames.append(self.tokenizer.decode(canvas).float())
         except RuntimeError as error:  # torch.OutOfMemoryError is one
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
+            for cache in self.decoding.caches:
+                cache.release()
             return None  # and let go of everything that the failure held
         return torch.stack(frames, dim=1)
 
@@ -91,25 +97,25 @@ class Drawing:
     ) -> Iterator[Canvas]:
         condition = Condition(torch.tensor(ids, dtype=torch.int64, device=self.device))
         rng, done = Rng(seeds, self.device), 0
-        decoding = self.decoding()
         for canvas in decide(
-            self.tokenizer, self.schedule, condition, decoding, self.sampling, rng
+            self.tokenizer,
+            self.schedule,
+            condition,
+            self.decoding,
+            self.sampling,
+            rng,
+            cache=self.cache,
         ):
             bar.update(len(ids) * (canvas.done - done))
             done = canvas.done
             yield canvas
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    message = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        phrase in message for phrase in ("can't allocate memory", "out of memory")
-    )
-
-
 def _halved(batch_size: int, device: torch.device) -> int:
     if batch_size == 1:
-        raise UserError("out of memory for a single image: try dtype=bfloat16, or a smaller model")
+        raise UserError(
+            "out of memory for a single image: try precision=bf16, cache=scale, or a smaller model"
+        )
     if device.type == "cuda":
         torch.cuda.empty_cache()
     log.warning(

@@ -6,21 +6,26 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError
+from torch import Tensor, nn
 
 from var import store
 from var.errors import UserError
-from var.published import CHECKPOINTS, load_published
+from var.published import CHECKPOINTS, Checkpoint, Parts, blueprint, load_published
 from var.recipe import Data, Recipe
 from var.sampling import Sampling
 from var.store import Run
+from var.untrained import untrained
 
 _ZOO = Path(__file__).parent / "zoo"
+_FILES = [store.CONFIG, store.BUDGET, "*.safetensors"]
+_RANDOM = "random/"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -39,7 +44,8 @@ def find(
     """Return the run that a name stands for.
 
     Looked up in this order: a run folder, a shipped name, a published name (downloaded the first
-    time), `owner/name` on the Hugging Face hub (likewise, never more than config and safetensors).
+    time), `owner/name` on the Hugging Face hub (likewise, never more than the files of a run).
+    `random/<published name>` is a model of that size with random weights, always the same ones.
 
     Args:
         name: what to look up.
@@ -57,11 +63,52 @@ def find(
         return store.load(_ZOO / name, device=device, dtype=dtype)
     if str(name) in CHECKPOINTS:
         return _published(str(name), torch.device(device), dtype, files)
+    if str(name).startswith(_RANDOM) and not place.exists():
+        return _random(str(name).removeprefix(_RANDOM), torch.device(device), dtype)
     if place.exists():
         raise UserError(f"{name} is not a run folder: it holds no {store.CONFIG}")
     if _HUB_ID.fullmatch(str(name)):
         return store.load(_download(str(name)), device=device, dtype=dtype)
     raise UserError(_unknown(str(name)))
+
+
+def companion(
+    run: Run,
+    name: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    files: str | Path | None = None,
+) -> Run:
+    """Return the run of a generator that works along with another one, on one tokenizer.
+
+    Args:
+        run: the other one; its tokenizer is kept, that of the companion is let go.
+        name: of the companion.
+        device, dtype, files: see `find`.
+
+    Raises:
+        UserError: there is no generator of that name, or tokens mean something else to it.
+    """
+    found = find(name, device=device, dtype=dtype, files=files)
+    if found.model is None:
+        raise UserError(f"{name} is a tokenizer without a generator")
+    if found.recipe.schedule != run.recipe.schedule:
+        raise UserError(
+            f"{name} cannot work along: it decides images on the grids "
+            f"{list(found.recipe.schedule.grids)} instead of {list(run.recipe.schedule.grids)}"
+        )
+    if _rules(run.tokenizer) != _rules(found.tokenizer):
+        raise UserError(f"{name} cannot work along: its tokenizer adds up tokens by other rules")
+    ours, theirs = _meaning(run.tokenizer), _meaning(found.tokenizer)
+    alike = {key for key, tensor in theirs.items() if key in ours and _same(ours[key], tensor)}
+    if odd := sorted((ours.keys() | theirs.keys()) - alike):
+        raise UserError(
+            f"{name} cannot work along: its tokenizer is another one ({odd[0]} differs). "
+            "Take a generator that was trained on the same tokenizer"
+        )
+    recipe = replace(found.recipe, tokenizer=run.recipe.tokenizer)
+    return Run(recipe, run.tokenizer, found.model, found.budget)
 
 
 def push(run: Run, repository: str, *, private: bool = False) -> str:
@@ -82,16 +129,42 @@ def _published(
     name: str, device: torch.device, dtype: torch.dtype, files: str | Path | None
 ) -> Run:
     parts, checkpoint = load_published(name, files), CHECKPOINTS[name]
-    assert parts.tokenizer is not None and parts.tokenizer_spec is not None and parts.schedule
-    recipe = Recipe(
+    assert parts.tokenizer is not None
+    recipe = replace(_recipe(parts, checkpoint), decoding=checkpoint.decoding)
+    model = parts.model and parts.model.to(device, dtype).eval()
+    return Run(recipe, parts.tokenizer.to(device, torch.float32).eval(), model)
+
+
+def _random(name: str, device: torch.device, dtype: torch.dtype) -> Run:
+    recipe, model = _recipe(blueprint(name), CHECKPOINTS[name]), None
+    tokenizer = untrained(recipe.tokenizer, f"{name}: tokenizer", device=device)
+    if recipe.backbone is not None:
+        model = untrained(recipe.backbone, f"{name}: backbone", device=device, dtype=dtype)
+    return Run(recipe, tokenizer, model)
+
+
+def _recipe(parts: Parts, checkpoint: Checkpoint) -> Recipe:
+    assert parts.tokenizer_spec is not None and parts.schedule is not None
+    return Recipe(
         tokenizer=parts.tokenizer_spec,
         schedule=parts.schedule,
         backbone=parts.model_spec,
         data=Data("imagenet", _imagenet_classes(), checkpoint.size),
         sampling=Sampling(**checkpoint.sampling),
     )
-    model = parts.model and parts.model.to(device, dtype).eval()
-    return Run(recipe, parts.tokenizer.to(device, torch.float32).eval(), model)
+
+
+def _meaning(tokenizer: nn.Module) -> dict[str, Tensor]:
+    """Return what decides the meaning of tokens: the quantizer's weights, or all if it has none."""
+    return getattr(tokenizer, "quantizer", tokenizer).state_dict()
+
+
+def _rules(tokenizer: nn.Module) -> object:
+    return getattr(getattr(tokenizer, "quantizer", tokenizer), "rules", None)
+
+
+def _same(ours: Tensor, theirs: Tensor) -> bool:
+    return ours.shape == theirs.shape and torch.equal(ours, theirs.to(ours))
 
 
 def _imagenet_classes() -> tuple[str, ...]:
@@ -102,7 +175,7 @@ def _imagenet_classes() -> tuple[str, ...]:
 
 def _download(name: str) -> Path:
     with _hub_errors(f"there is no run folder {name}, and none to be had on the Hugging Face hub"):
-        return Path(snapshot_download(name, allow_patterns=[store.CONFIG, "*.safetensors"]))
+        return Path(snapshot_download(name, allow_patterns=_FILES))
 
 
 def _unknown(name: str) -> str:

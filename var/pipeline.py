@@ -6,43 +6,26 @@ memory, and a progress bar.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, TypedDict, Unpack, cast
+from typing import Any, Self, Unpack, cast
 
 import torch
 from torch import Tensor
 
-from var import hub, store
-from var.cache.base import Cache
-from var.cache.dense import Dense
-from var.cache.static import Static
-from var.decoding.base import Decoding
+from var import choices, fast, hub, store
 from var.decoding.loop import decide
-from var.decoding.sequential import Sequential
 from var.drawing import Drawing
 from var.errors import UserError
 from var.labels import Label, class_ids
 from var.models.base import Backbone
 from var.random import Rng
-from var.sampling import Condition, Sampling
+from var.sampling import Condition, Sampling, Settings
 from var.schedule import Schedule
 from var.store import Run
 from var.tokenizers.tokenizer import Canvas, Tokenizer
-
-CacheKind = Callable[[int], Cache]
-CACHES: dict[str, CacheKind] = {"dense": Dense, "static": Static}
-
-
-class Settings(TypedDict, total=False):
-    """Sampling settings by name, see `Sampling`; None takes what the run recommends."""
-
-    guidance: float | tuple[float, float] | None
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    smooth: bool | None
 
 
 def load(
@@ -50,6 +33,7 @@ def load(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    compile: bool = False,
     files: str | Path | None = None,
 ) -> Pipeline:
     """Return the pipeline of a run folder, a shipped name, a published name or a hub id.
@@ -57,32 +41,46 @@ def load(
     Args:
         name: what to look up, in this order.
         device: where the weights go.
-        dtype: of the generator; the tokenizer is float32 always.
+        dtype: of the generator and of the decoding of pixels; codes are in float32 always.
+        compile: compile the generator's steps; on CUDA, capture them as graphs too, one set for
+            each decoding with a static cache: `decoding=var.Sequential(pipe.model)`, held from
+            call to call, keeps them.
         files: folder that is looked into for the files of published checkpoints before the hub is.
 
     Raises:
         UserError: there is nothing of that name, or what is there is damaged.
     """
-    return Pipeline(hub.find(name, device=device, dtype=dtype, files=files))
+    run = hub.find(name, device=device, dtype=dtype, files=files)
+    fast.speed_up(run.model, compile=compile)
+    return Pipeline(run, compile=compile, files=files)
 
 
 class Pipeline:
     """Makes images of a run.
 
     Args:
-        run: model, tokenizer and recipe; `var.load` finds one by name.
+        run: model, tokenizer and recipe; `var.load` finds one by name, and makes it fast.
+        compile: whether companions, and what is moved, are compiled as `load` does it.
+        files: where companions are looked for too, see `load`.
 
     >>> pipe = var.load("fashion-var")                                      # doctest: +SKIP
     >>> images = pipe(labels=[0, "sneaker"], seed=0, guidance=1.5)          # doctest: +SKIP
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, *, compile: bool = False, files: str | Path | None = None) -> None:
+        self.run, self.compile, self.files = run, compile, files
+        self.companions: dict[str, Pipeline] = {}  # by name: those that work along with this one
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Pixels to tokens and back; its pixels in the precision of the generator."""
+        return cast(Tokenizer, fast.fast_tokenizer(self.run.tokenizer, self.dtype))
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        """Pixels to tokens and back."""
-        return cast(Tokenizer, self.run.tokenizer)
+    def dtype(self) -> torch.dtype:
+        """Number type of the generator; float32 if there is none."""
+        model = self.run.model
+        return torch.float32 if model is None else next(model.parameters()).dtype
 
     @property
     def model(self) -> Backbone:
@@ -120,16 +118,42 @@ class Pipeline:
         for module in (self.run.tokenizer, self.run.model):
             if module is not None:
                 module.to(device)
+        self.__dict__.pop("tokenizer", None)  # its fast twin is made anew
+        fast.speed_up(self.run.model, compile=self.compile)
+        for other in self.companions.values():
+            other.to(device)
         return self
+
+    def companion(self, name: str) -> Pipeline:
+        """Return the pipeline of another run, loaded once, that works along with this one.
+
+        Its generator is on the same device and of the same type; the tokenizer is this one's.
+
+        Raises:
+            UserError: there is no generator of that name, or it is of another tokenizer.
+        """
+        if name not in self.companions:
+            run = hub.companion(
+                self.run, name, device=self.device, dtype=self.dtype, files=self.files
+            )
+            fast.speed_up(run.model, compile=self.compile)
+            self.companions[name] = Pipeline(run, compile=self.compile, files=self.files)
+        return self.companions[name]
 
     def settings(self, **changes: Unpack[Settings]) -> Sampling:
         """Return the sampling settings of the run, with those changes that are not None.
 
         Raises:
             ValueError: a value is out of range.
+            UserError: a list of values is of another length than the schedule.
         """
         given = {key: value for key, value in changes.items() if value is not None}
-        return replace(self.run.recipe.sampling, **cast(dict[str, Any], given))
+        sampling = replace(self.run.recipe.sampling, **cast(dict[str, Any], given))
+        try:
+            sampling.check(len(self.schedule))
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        return sampling
 
     def ids(self, labels: Iterable[Label] | Label) -> list[int]:
         """Return the class ids of labels: ids, names in any case, None or -1 for no class.
@@ -147,8 +171,8 @@ class Pipeline:
         *,
         seed: int = 0,
         number: int = 1,
-        decoding: Decoding | None = None,
-        cache: str | CacheKind = "static",
+        decoding: choices.Choice = None,
+        cache: choices.CacheChoice = None,
         batch_size: int = 32,
         progress: bool = False,
         **settings: Unpack[Settings],
@@ -162,9 +186,11 @@ class Pipeline:
             labels: classes as ids or names; None and -1 stand for none.
             seed: of the first image, 0 or more.
             number: images per label, next to each other.
-            decoding: who predicts and what is kept; by default this model, group by group.
-            cache: of the default decoding: "static", "dense", or what makes one for a number of
-                layers.
+            decoding: who predicts and what is kept: a name (`var.choices.DECODINGS`), a mapping of
+                its `name` and settings, or a decoding; by default what the run recommends.
+            cache: what the decoding remembers with: a name (`var.choices.CACHES`), a mapping of its
+                `name` and settings, or what makes one (`CacheKind`); by default what suits the
+                model.
             batch_size: images at a time; halved as often as needed when memory runs out.
             progress: show a bar over all groups of all images.
             settings: guidance, temperature, top_k, top_p and smooth, see `Sampling`; by default
@@ -182,7 +208,8 @@ class Pipeline:
             ids,
             range(seed, seed + len(ids)),
             sampling=self.settings(**settings),
-            decoding=self.sequential(cache) if decoding is None else lambda: decoding,
+            decoding=decoding,
+            cache=cache,
             batch_size=batch_size,
             progress=progress,
         )
@@ -193,8 +220,8 @@ class Pipeline:
         labels: Iterable[Label] | Label = None,
         *,
         seed: int = 0,
-        decoding: Decoding | None = None,
-        cache: str | CacheKind = "static",
+        decoding: choices.Choice = None,
+        cache: choices.CacheChoice = None,
         **settings: Unpack[Settings],
     ) -> Iterator[Canvas]:
         """Yield the canvas of one batch after each turn, coarse to fine; `decode` shows it.
@@ -206,9 +233,10 @@ class Pipeline:
             self.tokenizer,
             self.schedule,
             Condition(torch.tensor(ids, dtype=torch.int64, device=self.device)),
-            self.sequential(cache)() if decoding is None else decoding,
+            choices.decoding(self, decoding),
             self.settings(**settings),
             Rng.batch(seed, len(ids), self.device),
+            cache=choices.cache(self, cache),
         )
 
     @torch.inference_mode()
@@ -216,25 +244,14 @@ class Pipeline:
         """Return the images (B, 3, H, W) in [0, 1] of what is decided so far."""
         return self.tokenizer.decode(canvas).float()
 
-    def sequential(self, cache: str | CacheKind = "static") -> Callable[[], Decoding]:
-        """Return what makes the default decoding, with a cache of the given kind.
-
-        Raises:
-            UserError: unknown cache, or no generator.
-        """
-        if isinstance(cache, str) and cache not in CACHES:
-            raise UserError(f"unknown cache {cache!r}: there are {', '.join(CACHES)}")
-        kind = CACHES[cache] if isinstance(cache, str) else cache
-        model = self.model
-        return lambda: Sequential(model, model.new_cache(kind))
-
     def batches(
         self,
         ids: Sequence[int],
         seeds: Sequence[int],
         *,
         sampling: Sampling,
-        decoding: Callable[[], Decoding] | None = None,
+        decoding: choices.Choice = None,
+        cache: choices.CacheChoice = None,
         batch_size: int = 32,
         progress: bool = False,
         steps: bool = False,
@@ -245,7 +262,8 @@ class Pipeline:
             ids: class id of each image, -1 for none.
             seeds: random stream of each image, each 0 or more.
             sampling: how tokens are drawn.
-            decoding: makes a decoding, anew for each batch; `sequential()` by default.
+            decoding: see a call.
+            cache: see a call.
             batch_size: images at a time, at most.
             progress: show a bar.
             steps: show each image after every turn, S of them, instead of the last only, S = 1.
@@ -257,7 +275,8 @@ class Pipeline:
             tokenizer=self.tokenizer,
             schedule=self.schedule,
             sampling=sampling,
-            decoding=decoding or self.sequential(),
+            decoding=choices.decoding(self, decoding),
+            cache=choices.cache(self, cache),
             device=self.device,
             steps=steps,
         )

@@ -48,6 +48,8 @@ class Recipe:
         backbone: the same for a class in `var.models`; None for a tokenizer alone.
         data: what they were trained on.
         sampling: the settings that suit this model, used unless the caller says otherwise.
+        decoding: the decoding that suits it, likewise: its `name` and settings, as `decoding=…`
+            takes them. It may name a run that works along with this one. None: group by group.
     """
 
     tokenizer: Spec
@@ -55,6 +57,7 @@ class Recipe:
     backbone: Spec | None = None
     data: Data = field(default_factory=Data)
     sampling: Sampling = field(default_factory=Sampling)
+    decoding: Spec | None = None
 
     @classmethod
     def parse(cls, text: str, where: str) -> Recipe:
@@ -73,13 +76,14 @@ class Recipe:
             needed=["tokenizer", "schedule"],
             where=where,
         )
-        backbone = plain.get("backbone")
+        backbone, decoding = plain.get("backbone"), plain.get("decoding")
         return cls(
             tokenizer=_spec(plain["tokenizer"], f"{where}: tokenizer"),
             schedule=_schedule(plain["schedule"], f"{where}: schedule"),
             backbone=None if backbone is None else _spec(backbone, f"{where}: backbone"),
             data=_data(plain.get("data") or {}, f"{where}: data"),
             sampling=parse_sampling(plain.get("sampling") or {}, f"{where}: sampling"),
+            decoding=None if decoding is None else _choice(decoding, f"{where}: decoding"),
         )
 
     def text(self) -> str:
@@ -90,6 +94,8 @@ class Recipe:
         plain["schedule"] = _ladder(self.schedule)
         plain["data"] = _plain(vars(self.data))
         plain["sampling"] = _plain(vars(self.sampling))
+        if self.decoding is not None:
+            plain["decoding"] = _plain(self.decoding)
         return yaml.safe_dump(
             plain, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None
         )
@@ -165,6 +171,12 @@ def _module_class(target: object, where: str) -> type[nn.Module]:
 def _spec(value: object, where: str) -> Spec:
     if not isinstance(value, Mapping) or "_target_" not in value:
         raise UserError(f"{where} must be a mapping with a _target_, got {value}")
+    return dict(value)
+
+
+def _choice(value: object, where: str) -> Spec:
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        raise UserError(f"{where} must be a mapping with a name, got {value}")
     return dict(value)
 
 

@@ -1,5 +1,7 @@
 """The run folder: `config.yaml`, `tokenizer.safetensors` and, of a generator, `model.safetensors`.
 
+Beside them there may be the `budget.yaml` of the generator's compressed cache.
+
 A folder is self-contained, strict (what does not fit is refused, by name) and always readable: a
 save that is cut short at any moment leaves the old run or the new one, never a mixture.
 
@@ -21,10 +23,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from var.cache.scale_budget import Budget
 from var.errors import UserError
 from var.recipe import Recipe, Spec, build
+from var.schedule import Schedule
 
 CONFIG, TOKENIZER, MODEL = "config.yaml", "tokenizer.safetensors", "model.safetensors"
+BUDGET = "budget.yaml"
 _STAGE, _COMMIT = ".saving", ".saved"
 
 
@@ -36,11 +41,13 @@ class Run:
         recipe: how the parts are built, and what they were made from.
         tokenizer: pixels to tokens and back.
         model: the generator; None for a tokenizer alone.
+        budget: of its compressed cache, if it was calibrated.
     """
 
     recipe: Recipe
     tokenizer: nn.Module
     model: nn.Module | None = None
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
         if (self.model is None) != (self.recipe.backbone is None):
@@ -70,8 +77,12 @@ def save(folder: str | Path, run: Run) -> None:
         _write(stage / TOKENIZER, run.tokenizer)
         if run.model is not None:
             _write(stage / MODEL, run.model)
+        if run.budget is not None:
+            (stage / BUDGET).write_text(run.budget.text(), encoding="utf-8")
         for path in [*stage.iterdir(), stage]:
             _sync(path)
+        if run.budget is None:  # that of the old weights is not for the new ones
+            (folder / BUDGET).unlink(missing_ok=True)
         stage.rename(folder / _COMMIT)  # here the new run takes the place of the old one
         _sync(folder)
         _finish(folder)
@@ -111,7 +122,9 @@ def load(
     if recipe.backbone is not None:
         where, file = f"{path}: backbone", _locate(folder, MODEL)
         model = _module(recipe.backbone, where, file, device, dtype)
-    return Run(recipe, tokenizer, model)
+    file = _locate(folder, BUDGET)
+    budget = read_budget(file, recipe.schedule) if model is not None and file.exists() else None
+    return Run(recipe, tokenizer, model, budget)
 
 
 def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
@@ -131,6 +144,19 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         raise UserError(
             f"{path} is damaged, perhaps truncated ({error}): fetch or save it again"
         ) from error
+
+
+def read_budget(path: Path, schedule: Schedule) -> Budget:
+    """Return the budget in a file, for a model with that schedule.
+
+    Raises:
+        UserError: the file cannot be read, is no budget, or is one for another schedule.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the budget {path}: {error}") from error
+    return Budget.parse(text, str(path), schedule)
 
 
 def check_fit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str) -> None:

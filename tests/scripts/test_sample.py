@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 
 import var
 from var import drawing
+from var.devices import parse_precision
 from var.errors import UserError
 from var.png import read_settings, to_uint8
 from var.scripts.sample import main
@@ -61,12 +63,14 @@ def test_the_settings_in_a_file_make_its_image_again(run_folder: Path) -> None:
     )  # fmt: skip
     for path in Path("folder").iterdir():
         note = read_settings(path)
-        pipe = var.load(note["model"], dtype=getattr(torch, note["dtype"]))
+        dtype = parse_precision(note["precision"], torch.device("cpu"))
+        pipe = var.load(note["model"], dtype=dtype)
         image = pipe(note["labels"], seed=note["seed"], **note["sampling"])
         assert torch.equal(to_uint8(image)[0], pixels(path))
     assert note["version"] == var.__version__
     assert note["sampling"] == {
-        "guidance": [1.0, 1.5], "temperature": 0.9, "top_k": 20, "top_p": 0.9, "smooth": False
+        "guidance": [1.0, 1.5], "temperature": 0.9, "top_k": 20, "top_p": 0.9, "temper_last": False,
+        "smooth": False
     }  # fmt: skip
 
 
@@ -74,6 +78,32 @@ def test_batch_size_and_cache_do_not_change_the_images(run_folder: Path) -> None
     run(f"model={run_folder}", "number=3", "out=a.png")
     run(f"model={run_folder}", "number=3", "out=b.png", "batch_size=2", "cache=dense")
     assert torch.equal(pixels("a.png"), pixels("b.png"))
+
+
+def test_two_models_work_together_and_the_note_says_which(run_folder: Path) -> None:
+    # The same weights in another folder: twins, of which the images are known.
+    shutil.copytree(run_folder, "twin")
+    run(f"model={run_folder}", "out=alone.png", "labels=[dog]")
+    together = ["decoding=collaborative", "decoding.closer=twin", "decoding.switch=2"]
+    run(f"model={run_folder}", "out=both.png", "labels=[dog]", *together)
+    assert torch.equal(pixels("alone.png"), pixels("both.png"))
+    note = read_settings("both.png")
+    assert note["decoding"] == {"name": "collaborative", "closer": "twin", "switch": 2}
+    pipe = var.load(note["model"])
+    image = pipe(note["labels"], seed=0, decoding=note["decoding"], **note["sampling"])
+    assert torch.equal(to_uint8(image)[0], pixels("both.png"))
+    assert read_settings("alone.png")["decoding"] == {"name": "sequential"}
+
+
+def test_the_note_says_what_was_recommended(run_folder: Path) -> None:
+    shutil.copytree(run_folder, "twin")
+    advice = {"name": "collaborative", "closer": "twin", "switch": 1}
+    with (run_folder / "config.yaml").open("a") as file:
+        file.write(f"decoding: {advice}\n")
+    run(f"model={run_folder}", "labels=[dog]")
+    assert read_settings("samples.png")["decoding"] == advice
+    run(f"model={run_folder}", "labels=[dog]", "decoding=sequential")
+    assert read_settings("samples.png")["decoding"] == {"name": "sequential"}
 
 
 def test_steps_show_how_images_form(run_folder: Path) -> None:
@@ -123,7 +153,7 @@ FAULTS = {
     "out=file": "cannot write file: file is not a folder that can be written to",
     "out=x.jpg": "out=x.jpg: images are written as PNG; name a file *.png or a folder",
     "out='x-${sed}.png'": "Interpolation key 'sed' not found",
-    "dtype=float8": "unknown dtype 'float8': there are float32, bfloat16, float16",
+    "precision=fp8": "unknown precision 'fp8': there are auto, fp32, bf16, fp16",
     "device=tpu": "unknown device 'tpu': use auto, cpu, cuda or cuda:<number>",
     "device=cuda:99": "device cuda:99 is not there: PyTorch sees",
     "number=0": "number must be 1 or more, got 0",
@@ -154,6 +184,7 @@ def test_a_fault_of_the_user_is_one_line(
         ([], "var-sample: error: model must be given: say model=…\n"),
         (["modle=x"], "Could not override 'modle'"),
         (["model=x", "cache=quick"], "Could not find 'cache/quick'"),
+        (["model=x", "decoding=collaborative"], "closer, decoding.switch must be given: say"),
     ],
 )
 def test_a_config_that_cannot_be_composed_is_told(

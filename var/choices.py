@@ -1,0 +1,204 @@
+"""Caches and decodings by name: what `cache=…` and `decoding=…` stand for, given a pipeline.
+
+Each choice is a function of the pipeline it is for and of its own settings; configs name them in
+`configs/cache` and `configs/decoding`, `Pipeline` by the tables below.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from var import store
+from var.cache.base import CacheKind
+from var.cache.dense import Dense
+from var.cache.scale import Scale
+from var.cache.scale_budget import Budget
+from var.cache.scale_select import Selection
+from var.cache.static import Static
+from var.decoding.base import Decoding
+from var.decoding.collaborative import Collaborative
+from var.decoding.sequential import Sequential
+from var.errors import UserError
+from var.recipe import check_keys
+
+if TYPE_CHECKING:
+    from var.pipeline import Pipeline
+
+
+Choice = str | Mapping[str, Any] | Decoding | None
+CacheChoice = str | Mapping[str, Any] | CacheKind | None
+T = TypeVar("T")
+
+
+def static(pipe: Pipeline) -> CacheKind:
+    """Return the cache that is allocated once and written in place."""
+    return Static
+
+
+def dense(pipe: Pipeline) -> CacheKind:
+    """Return the cache that grows by concatenation."""
+    return Dense
+
+
+def scale(
+    pipe: Pipeline,
+    *,
+    budget: float | str | Path | Sequence[str | Path] | None = None,
+    window: int = 16,
+    pool: str = "max",
+    width: int = 5,
+    score: str = "logits",
+) -> CacheKind:
+    """Return the cache in which each layer keeps what a budget allows (ScaleKV).
+
+    Args:
+        pipe: of the model.
+        budget: a fraction of the positions before the last group, the same for all layers; or a
+            budget file, or several, one for each model that takes part. None: the run's own
+            budget for its model, and for models of as many layers, 10 % for those that have none.
+        window: see `var.cache.scale_select.Selection`, as the next three.
+        pool: max or mean.
+        width: number of neighbours pooled.
+        score: logits or weights.
+
+    Raises:
+        UserError: a setting is out of range; a file cannot be read or is for another ladder; when
+            the cache is made: no file is for a model of that many layers.
+    """
+    try:
+        Selection(window=window, pool=pool, width=width, score=score)
+        share = 0.1 if budget is None else budget
+        if isinstance(share, float | int):
+            Budget.shared(pipe.schedule, 1, share)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"cache scale: {error}") from error
+    budgets = _budgets(pipe, budget)
+
+    def kind(layers: int, groups: int | None) -> Scale:
+        if isinstance(share, float | int):
+            mine = budgets.get(layers) or Budget.shared(pipe.schedule, layers, share)
+        elif layers in budgets:
+            mine = budgets[layers]
+        else:
+            raise UserError(
+                f"cache.budget={budget} is for a model of {' or '.join(map(str, budgets)) or 'no'} "
+                f"layers, this one has {layers}: give a file for each model, or a fraction for all"
+            )
+        return Scale(
+            layers, groups, budget=mine, window=window, pool=pool, width=width, score=score
+        )
+
+    return kind
+
+
+def _budgets(
+    pipe: Pipeline, budget: float | str | Path | Sequence[str | Path] | None
+) -> dict[int, Budget]:
+    """Return the budgets of which there are files, by number of layers."""
+    if isinstance(budget, float | int):
+        return {}
+    if budget is not None:
+        files = [budget] if isinstance(budget, str | Path) else budget
+        found = [store.read_budget(Path(file), pipe.schedule) for file in files]
+        return {each.layers: each for each in found}
+    found = [_own_budget(each) for each in (pipe, *pipe.companions.values())]
+    return {each.layers: each for each in reversed(found) if each is not None}
+
+
+def _own_budget(pipe: Pipeline) -> Budget | None:
+    own, layers = pipe.run.budget, len(pipe.model.new_cache(Dense).layers)
+    if own is not None and own.layers != layers:
+        raise UserError(
+            f"the run's {store.BUDGET} is for {own.layers} layers, its model has {layers}: "
+            "write another one with var-calibrate, or delete it"
+        )
+    return own
+
+
+def sequential(pipe: Pipeline) -> Decoding:
+    """Return the decoding in which one model decides group after group."""
+    return Sequential(pipe.model)
+
+
+def collaborative(pipe: Pipeline, *, closer: str, switch: int) -> Decoding:
+    """Return the decoding in which this model opens and another run's closes (CoDe).
+
+    Args:
+        pipe: of the model that opens.
+        closer: name of the other run, which must share the tokenizer.
+        switch: number of groups that this model decides, from 1 to one below all.
+
+    Raises:
+        UserError: the switch is no whole number; the other run is not there, or of another
+            tokenizer.
+    """
+    if not isinstance(switch, int):
+        raise UserError(f"decoding.switch={switch}: use a whole number")
+    return Collaborative(pipe.model, pipe.companion(str(closer)).model, switch)
+
+
+def recommended(pipe: Pipeline) -> Decoding:
+    """Return the decoding that the run recommends, `sequential` if it does not say."""
+    return decoding(pipe, None)
+
+
+CACHES: dict[str, Callable[..., CacheKind]] = {
+    "dense": dense,
+    "scale": scale,
+    "static": static,
+}
+
+DECODINGS: dict[str, Callable[..., Decoding]] = {
+    "collaborative": collaborative,
+    "sequential": sequential,
+}
+
+
+def cache(pipe: Pipeline, choice: CacheChoice) -> CacheKind | None:
+    """Return the kind of cache of a name, or of its `name` and its settings.
+
+    What is no choice is returned as it is.
+
+    Raises:
+        UserError: there is no cache of that name, or its settings are others.
+    """
+    if not isinstance(choice, str | Mapping):
+        return choice
+    return _chosen("cache", CACHES, pipe, choice)
+
+
+def decoding(pipe: Pipeline, choice: Choice) -> Decoding:
+    """Return the decoding of a name, or of its `name` and its settings.
+
+    Without a choice it is what the run recommends; what is no choice is returned as it is.
+
+    Raises:
+        UserError: there is no decoding of that name, or its settings are others.
+    """
+    choice = pipe.run.recipe.decoding or "sequential" if choice is None else choice
+    if not isinstance(choice, str | Mapping):
+        return choice
+    return _chosen("decoding", DECODINGS, pipe, choice)
+
+
+def _chosen(
+    what: str,
+    table: Mapping[str, Callable[..., T]],
+    pipe: Pipeline,
+    choice: str | Mapping[str, Any],
+) -> T:
+    choice = {"name": choice} if isinstance(choice, str) else choice
+    name, settings = choice.get("name"), {k: v for k, v in choice.items() if k != "name"}
+    if name not in table:
+        raise UserError(f"unknown {what} {name!r}: there are {', '.join(table)}")
+    _, *parameters = inspect.signature(table[name]).parameters.values()
+    check_keys(
+        settings,
+        known=[p.name for p in parameters],
+        needed=[p.name for p in parameters if p.default is p.empty],
+        where=f"{what} {name}",
+    )
+    return table[name](pipe, **settings)
