@@ -3,6 +3,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from var.bench import machine
 from var.bench.machine import Rate, Sizes, best, describe, measure
@@ -23,7 +24,9 @@ def test_rates_are_operations_over_time(
     packing: set[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Which number types are faster packed depends on the processor that runs the test.
+    # Which number types can be packed, and are faster so, depends on the processor.
+    monkeypatch.setattr(machine, "packed", lambda weight: weight)
+    monkeypatch.setattr(machine, "packed_linear", F.linear)
     monkeypatch.setattr(machine, "packed_is_faster", lambda dtype: precision_name(dtype) in packing)
     rates = measure(cpu, TINY, repeats=2, clock=ticking)
     linear, convolution = 2 * 8**3, 2 * 9 * 4**2 * 4**2
