@@ -21,8 +21,7 @@ from var.bench.rows import Grid, Setting, Shelf, make_rows
 from var.data.images import crop_fashion_mnist
 from var.devices import parse_device
 from var.errors import UserError
-from var.recipe import parse_sampling
-from var.scripts.command import check_writable, command, made
+from var.scripts.command import check_sampling, check_writable, command, made
 
 log = logging.getLogger("var.scripts.bench")
 
@@ -93,7 +92,7 @@ def setting(cfg: DictConfig) -> Setting:
         UserError: a sampling setting is out of range.
     """
     sampling: dict[str, Any] = OmegaConf.to_container(cfg.sampling, resolve=True)  # type: ignore[assignment]
-    parse_sampling({k: v for k, v in sampling.items() if v is not None}, "sampling")
+    check_sampling(sampling)
     labels = None if cfg.labels is None else list(cfg.labels)
     return Setting(labels, cfg.seed, sampling, bool(cfg.greedy))
 

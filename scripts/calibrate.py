@@ -20,8 +20,7 @@ from var.decoding.sequential import Sequential
 from var.devices import parse_device, parse_precision
 from var.errors import UserError
 from var.pipeline import Pipeline, load
-from var.recipe import parse_sampling
-from var.scripts.command import check_writable, command
+from var.scripts.command import check_least, check_sampling, check_writable, command
 
 log = logging.getLogger("var.scripts.calibrate")
 
@@ -85,14 +84,12 @@ def check(options: Options) -> None:
         UserError: a number is out of range.
     """
     least = {"number": 1, "seed": 0, "batch_size": 1, "least": 0, "top": 1, "queries": 1}
-    for name, lowest in least.items():
-        if getattr(options, name) < lowest:
-            raise UserError(f"{name} must be {lowest} or more, got {getattr(options, name)}")
+    check_least(options, least)
     if not 0 < options.budget <= 1:
         raise UserError(f"budget must be above 0 and at most 1, got {options.budget}")
     if not 0 <= options.drafters <= 1:
         raise UserError(f"drafters must be in 0..1, got {options.drafters}")
-    parse_sampling({k: v for k, v in options.sampling.items() if v is not None}, "sampling")
+    check_sampling(options.sampling)
 
 
 def output(options: Options) -> Path:

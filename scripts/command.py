@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from var.errors import UserError
+from var.recipe import parse_sampling
 
 Task = Callable[[DictConfig], None]
 
@@ -103,6 +104,31 @@ def made(node: Any) -> Any:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         raise
+
+
+def check_least(options: object, least: Mapping[str, int]) -> None:
+    """Check, before the work, that numbers are not too small; None passes.
+
+    Args:
+        options: what has the numbers as attributes.
+        least: the smallest value of each, by name.
+
+    Raises:
+        UserError: one is; the message names it.
+    """
+    for name, lowest in least.items():
+        value = getattr(options, name)
+        if value is not None and value < lowest:
+            raise UserError(f"{name} must be {lowest} or more, got {value}")
+
+
+def check_sampling(settings: Mapping[str, Any]) -> None:
+    """Check, before a model is loaded, settings of which those that are None are left to it.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+    parse_sampling({k: v for k, v in settings.items() if v is not None}, "sampling")
 
 
 def check_writable(folder: Path, what: str) -> None:

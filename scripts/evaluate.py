@@ -21,8 +21,7 @@ from var.errors import UserError
 from var.metrics.features import SmallClassifier
 from var.metrics.images import Likeness, psnr
 from var.pipeline import Pipeline, load
-from var.recipe import parse_sampling
-from var.scripts.command import check_writable, command, made
+from var.scripts.command import check_sampling, check_writable, command, made
 from var.training.health import count_codes, usage
 
 log = logging.getLogger("var.scripts.evaluate")
@@ -37,6 +36,7 @@ def main(cfg: DictConfig) -> None:
         raise UserError(f"reference={cfg.reference}: use test or train")
     if cfg.out is not None:
         check_writable(Path(cfg.out).parent, f"out={cfg.out}")
+    check_sampling(cfg.sampling)
     device = parse_device(cfg.device)
     dtype = parse_precision(cfg.precision, device)
     pipe = load(cfg.model, device=device, dtype=dtype, compile=cfg.compile, files=cfg.files)
@@ -93,7 +93,6 @@ def samples(
 ) -> dict[str, Any]:
     """Return the Frechet distance of samples, as many of each class, and their label agreement."""
     settings: dict[str, Any] = OmegaConf.to_container(cfg.sampling, resolve=True)  # type: ignore[assignment]
-    parse_sampling({k: v for k, v in settings.items() if v is not None}, "sampling")
     sampling = pipe.settings(**settings)
     likeness = Likeness(network, crop_fashion_mnist)
     likeness.real(real_images(data, cfg.batch_size, pipe.device))

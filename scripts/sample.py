@@ -25,8 +25,7 @@ from var.errors import UserError
 from var.labels import class_name
 from var.pipeline import Pipeline, load
 from var.png import grid, save_png, to_uint8
-from var.recipe import parse_sampling
-from var.scripts.command import check_writable, command, made
+from var.scripts.command import check_least, check_sampling, check_writable, command, made
 
 log = logging.getLogger("var.scripts.sample")
 
@@ -193,11 +192,8 @@ def check(options: Options, out: Path) -> None:
         UserError: a number out of range, or nothing can be written to `out`.
     """
     least = {"number": 1, "seed": 0, "batch_size": 1, "upscale": 1, "columns": 1}
-    for name, lowest in least.items():
-        value = getattr(options, name)
-        if value is not None and value < lowest:
-            raise UserError(f"{name} must be {lowest} or more, got {value}")
-    parse_sampling({k: v for k, v in options.sampling.items() if v is not None}, "sampling")
+    check_least(options, least)
+    check_sampling(options.sampling)
     if out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".bmp"):
         raise UserError(f"out={out}: images are written as PNG; name a file *.png or a folder")
     check_writable(out.parent if out.suffix == ".png" else out, str(out))

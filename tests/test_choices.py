@@ -45,6 +45,10 @@ def test_a_decoding_is_given_by_name_and_settings(tiny_run: Run, small: str) -> 
     assert torch.equal(pipe.decode(canvas), pipe([0, 1], decoding=both))
     assert not torch.equal(pipe([0, 1], decoding=choice), pipe([0, 1]))
     assert torch.equal(pipe([0], decoding="sequential"), pipe([0]))
+    recommending_both = Pipeline(recommending(tiny_run, **choice))
+    assert torch.equal(
+        recommending_both([0, 1], decoding="recommended"), pipe([0, 1], decoding=both)
+    )
 
 
 @pytest.mark.parametrize("cache", CACHES)

@@ -173,12 +173,14 @@ def cache(pipe: Pipeline, choice: CacheChoice) -> CacheKind | None:
 def decoding(pipe: Pipeline, choice: Choice) -> Decoding:
     """Return the decoding of a name, or of its `name` and its settings.
 
-    Without a choice it is what the run recommends; what is no choice is returned as it is.
+    Without a choice, or if it is `recommended`, it is what the run recommends; what is no choice is
+    returned as it is.
 
     Raises:
         UserError: there is no decoding of that name, or its settings are others.
     """
-    choice = pipe.run.recipe.decoding or "sequential" if choice is None else choice
+    if choice in (None, "recommended"):
+        choice = pipe.run.recipe.decoding or "sequential"
     if not isinstance(choice, str | Mapping):
         return choice
     return _chosen("decoding", DECODINGS, pipe, choice)

@@ -33,13 +33,17 @@ def add_distances(
         choice: of baselines, see `baselines`.
         told: called with a row's label before its images are drawn.
     """
+    device = next(network.parameters()).device
+    against: dict[int, Likeness] = {}  # by baseline: its images are drawn once
     for result, base in zip(results, baselines(results, choice), strict=True):
         if result is base or result.fault or base.fault:
             continue
         told(result.row.label)
-        likeness, device = Likeness(network, native), next(network.parameters()).device
-        for images in _images(base.row, number):
-            likeness.real([images.to(device)])
+        if id(base) not in against:
+            against[id(base)] = Likeness(network, native)
+            against[id(base)].real(images.to(device) for images in _images(base.row, number))
+        likeness = against[id(base)]
+        likeness.forget_fakes()
         for images in _images(result.row, number):
             likeness.fake(images.to(device), torch.full((len(images),), -1, device=device))
         result.distance = likeness.report()["frechet_distance"]

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -21,6 +23,7 @@ from var.models.base import Backbone
 from var.random import Rng
 from var.sampling import Condition, Guide, Sampling
 from var.schedule import Schedule, Span
+from var.tokenizers.canvas import Around
 from var.tokenizers.tokenizer import Canvas, Tokenizer
 
 STAGES = ("backbone", "head", "canvas", "decode")
@@ -72,36 +75,26 @@ class Stopwatch:
         return sum(seconds for (name, _), seconds in self.laps.items() if name == stage)
 
 
-class WatchedCanvas:
-    """A canvas whose reading and writing is timed."""
+@dataclass(frozen=True, eq=False)
+class WatchedCanvas(Around):
+    """A canvas whose reading and writing is timed.
 
-    def __init__(self, canvas: Canvas, watch: Stopwatch) -> None:
-        self.inner, self._watch = canvas, watch
+    Attributes:
+        canvas: the canvas.
+        watch: what notes the times.
+    """
 
-    @property
-    def schedule(self) -> Schedule:
-        """The groups to decide."""
-        return self.inner.schedule
-
-    @property
-    def done(self) -> int:
-        """How many of them are decided."""
-        return self.inner.done
-
-    @property
-    def latent(self) -> Tensor:
-        """Sum of what is decided."""
-        return self.inner.latent
+    watch: Stopwatch
 
     def read(self, span: Span) -> Tensor:
         """Return what the canvas shows of a span."""
-        with self._watch.stage("canvas"):
-            return self.inner.read(span)
+        with self.watch.stage("canvas"):
+            return self.canvas.read(span)
 
-    def write(self, *tokens: Tensor) -> WatchedCanvas:
+    def write(self, *tokens: Tensor) -> Self:
         """Return the canvas with the next groups decided."""
-        with self._watch.stage("canvas"):
-            return WatchedCanvas(self.inner.write(*tokens), self._watch)
+        with self.watch.stage("canvas"):
+            return replace(self, canvas=self.canvas.write(*tokens))
 
 
 class WatchedTokenizer:
@@ -124,7 +117,7 @@ class WatchedTokenizer:
 
     def decode(self, canvas: Canvas) -> Tensor:
         """Return the image of what is decided."""
-        inner = canvas.inner if isinstance(canvas, WatchedCanvas) else canvas
+        inner = canvas.canvas if isinstance(canvas, WatchedCanvas) else canvas
         with self._watch.stage("decode"):
             return self._inner.decode(inner)
 

@@ -65,8 +65,7 @@ class Combination:
         greedy: bool = False,
     ) -> None:
         self.pipe, self.sampling, self.greedy = pipe, sampling, greedy
-        chosen = None if decoding == "recommended" else decoding
-        self.decoding, self.cache = choices.decoding(pipe, chosen), choices.cache(pipe, cache)
+        self.decoding, self.cache = choices.decoding(pipe, decoding), choices.cache(pipe, cache)
 
     def draw(
         self, ids: Sequence[int], seeds: Sequence[int], watch: Stopwatch | None = None

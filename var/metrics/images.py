@@ -37,8 +37,14 @@ class Likeness:
 
     def __init__(self, network: SmallClassifier, native: Native) -> None:
         self.network, self.native = network, native
-        self.distance = FrechetInceptionDistance(feature=Given(network.num_features))
+        given = Given(network.num_features)
+        self.distance = FrechetInceptionDistance(feature=given, reset_real_features=False)
         self.distance.to(next(network.parameters()).device)
+        self.forget_fakes()
+
+    def forget_fakes(self) -> None:
+        """Begin with other generated images against the same real ones."""
+        self.distance.reset()
         self.right, self.seen = 0, 0
 
     @torch.inference_mode()
