@@ -68,21 +68,29 @@ def reconstructions(
 ) -> dict[str, Any]:
     """Return PSNR, usage and perplexity per scale, and the Frechet distance of reconstructions."""
     tokenizer, schedule = pipe.tokenizer, pipe.schedule
-    vocabulary = pipe.run.recipe.tokenizer["vocabulary"]
+    vocabulary = tokenizer.terms.get("vocabulary", 0)  # none: continuous
     counts = torch.zeros(len(schedule), vocabulary, device=pipe.device)
     fidelity, likeness = psnr().to(pipe.device), Likeness(network, crop_fashion_mnist)
     for image in real_images(data, cfg.batch_size, pipe.device):
         tokens = tokenizer.encode(image, schedule)
-        counts += count_codes(tokens, vocabulary)
+        if vocabulary:
+            counts += count_codes(tokens, vocabulary)
         again = tokenizer.decode(tokenizer.blank(len(image), schedule).write(*tokens))
         fidelity.update(again, image)
         likeness.real([image])
         likeness.fake(again, torch.full((len(image),), -1, device=pipe.device))
-    share, perplexity = usage(counts)
     return {
         "images": len(data),
         "psnr": round(float(fidelity.compute()), 3),
         "frechet_distance": likeness.report()["frechet_distance"],
+        **(codebook(counts) if vocabulary else {}),
+    }
+
+
+def codebook(counts: Tensor) -> dict[str, list[float]]:
+    """Return usage and perplexity per scale of counts of codes (K, V)."""
+    share, perplexity = usage(counts)
+    return {
         "usage_per_scale": [round(x, 4) for x in share.tolist()],
         "perplexity_per_scale": [round(x, 1) for x in perplexity.tolist()],
     }

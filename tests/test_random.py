@@ -4,7 +4,7 @@ import torch
 from var.random import Rng
 
 
-@pytest.mark.parametrize("kind", ["exponential", "normal"])
+@pytest.mark.parametrize("kind", ["exponential", "normal", "uniform"])
 def test_a_stream_does_not_depend_on_its_neighbours(kind: str) -> None:
     batch, alone = Rng([3, 4, 5]), Rng([4])
     for shape in [(2,), (3, 7), (1,)]:

@@ -53,7 +53,7 @@ class Kept(Around):
 
     Attributes:
         canvas: where tokens are written.
-        source: ids (B, L_k) of the given image, one tensor a group.
+        source: tokens of the given image, one tensor a group: ids (B, L_k) or values (B, L_k, C).
         keep: bool masks (L_k,) or (B, L_k), True where the source stays, one a group.
     """
 
@@ -69,9 +69,11 @@ class Kept(Around):
 
     def _mixed(self, tokens: Tensor, group: int) -> Tensor:
         keep, source = self.keep[group].expand(tokens.shape[:2]), self.source[group]
-        if tokens.is_floating_point():
-            source, keep = F.one_hot(source, tokens.shape[-1]).to(tokens), keep[..., None]
-        return torch.where(keep, source, tokens)
+        if tokens.ndim > source.ndim:  # mixtures of codes
+            source = F.one_hot(source, tokens.shape[-1])
+        if tokens.ndim > 2:
+            keep = keep[..., None]
+        return torch.where(keep, source.to(tokens), tokens)
 
 
 class Amendable(Canvas, Protocol):

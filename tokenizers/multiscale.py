@@ -10,14 +10,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from var.random import Rng
 from var.schedule import Schedule
-from var.tokenizers.autoencoder import Decoder, Encoder, layout, minus_one_one, zero_one
+from var.tokenizers.autoencoder import Decoder, Encoder, decoded, layout, minus_one_one
 from var.tokenizers.residual import MultiScaleQuantizer, Quantised, Residual
 from var.tokenizers.tokenizer import Canvas
-
-# Pixels decoded at a time: 16 images of 256 x 256 on a GPU, where they take about 3 GB in float32
-# at the published width; on a CPU, whose caches are small, one.
-_PIXELS = {"cpu": 1 << 16, "cuda": 1 << 20}
 
 
 class MultiScaleVQ(nn.Module):
@@ -39,6 +36,8 @@ class MultiScaleVQ(nn.Module):
         groups: of the auto-encoder's group norms.
         encoder, decoder: leave a half out by passing False (a decoder is all that sampling needs).
     """
+
+    any_schedule = False  # Phis and statistics belong to scales
 
     def __init__(
         self,
@@ -97,9 +96,23 @@ class MultiScaleVQ(nn.Module):
         """Return the decoder's image (B, 3, H, W) of a latent: around [-1, 1], not clamped."""
         return self.decoder(self.post_quant_conv(latent.to(self.post_quant_conv.weight.dtype)))
 
-    def encode(self, image: Tensor, schedule: Schedule) -> list[Tensor]:
+    @property
+    def terms(self) -> dict[str, int]:
+        """Number of codes and of latent channels."""
+        vocabulary, channels = self.quantizer.codebook.weight.shape
+        return {"vocabulary": vocabulary, "channels": channels}
+
+    def compress(self, image: Tensor, schedule: Schedule) -> Tensor:
+        """Return the ids (B, L) of all scales of an image (B, 3, H, W) in [0, 1]."""
+        return torch.cat(self.quantizer.quantise(self.features(image), schedule), dim=1)
+
+    def tokens(self, code: Tensor, schedule: Schedule, rng: Rng | None = None) -> list[Tensor]:
+        """Return the ids (B, L_k) of each scale of those of all scales (B, L)."""
+        return list(code.long().split(schedule.sizes, dim=1))
+
+    def encode(self, image: Tensor, schedule: Schedule, rng: Rng | None = None) -> list[Tensor]:
         """Return the ids (B, L_k) of each scale of an image (B, 3, H, W) in [0, 1]."""
-        return self.quantizer.quantise(self.features(image), schedule)
+        return self.tokens(self.compress(image, schedule), schedule)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Return code vectors (B, L, C) of ids (B, L) or of mixing weights (B, L, V)."""
@@ -110,15 +123,8 @@ class MultiScaleVQ(nn.Module):
         return self.quantizer.blank(batch, schedule)
 
     def decode(self, canvas: Canvas) -> Tensor:
-        """Return the image (B, 3, H, W) float32 in [0, 1] of what is written so far.
-
-        Outside autograd few images are worked on at a time: only the result grows with the batch.
-        """
-        latent = canvas.latent
-        pixels = latent.shape[-2] * latent.shape[-1] * self.factor**2
-        few = max(1, _PIXELS.get(latent.device.type, _PIXELS["cuda"]) // pixels)
-        several = len(latent) if torch.is_grad_enabled() else few
-        return torch.cat([zero_one(self.pixels(z).float()) for z in latent.split(several)])
+        """Return the image (B, 3, H, W) float32 in [0, 1] of what is written so far."""
+        return decoded(canvas.latent, self.pixels, self.factor)
 
     def fast(self, dtype: torch.dtype) -> Self:
         """Return the same tokenizer with a decoder for inference in `dtype`, laid out to be fast.

@@ -7,7 +7,7 @@ teacher forcing, sampling and training all run through `Residual.write`, so they
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from var.schedule import Schedule, Span
+from var.schedule import Schedule
 from var.tokenizers.codebook import Codebook
+from var.tokenizers.pyramid import Pyramid
 from var.tokenizers.standardise import Standardise
 
 
@@ -33,51 +34,21 @@ class Blend(nn.Conv2d):
 
 
 @dataclass(frozen=True, eq=False)
-class Residual:
+class Residual(Pyramid):
     """The canvas of the residual quantizer: a latent that scales are added to.
+
+    Tokens are ids (B, L_k) or mixtures of codes (B, L_k, V).
 
     Attributes:
         quantizer: how tokens become latents.
-        schedule: the scales.
-        done: scales written.
-        latent: (B, C, h, w) float32, their sum.
-        views: (B, L_k, C) the latent resized to scale k, before scale k was added; k = 0..done.
     """
 
     quantizer: MultiScaleQuantizer
-    schedule: Schedule
-    done: int
-    latent: Tensor
-    views: tuple[Tensor, ...]
 
-    def read(self, span: Span) -> Tensor:
-        """Return the coarser scales' sum, resized to each scale of `span`, (B, L, C)."""
-        if span.stop > len(self.views):
-            raise ValueError(
-                f"scale {span.stop - 1} cannot be read: only {self.done} scales are written"
-            )
-        return torch.cat(self.views[span.start : span.stop], dim=1)
-
-    def write(self, *tokens: Tensor) -> Residual:
-        """Return the canvas with the next scales added: ids (B, L_k) or mixtures (B, L_k, V)."""
-        canvas = self
-        for group in tokens:
-            canvas = canvas._add(group)
-        return canvas
-
-    def amended(self, latent: Tensor) -> Residual:
-        """Return the canvas with another latent (B, C, h, w), and the next scale's view of it."""
-        views = self.views[: self.done]
-        if self.done < len(self.schedule):
-            view = F.interpolate(latent, self.schedule.grids[self.done], mode="area")
-            views = (*views, rearrange(view, "B C h w -> B (h w) C"))
-        return replace(self, latent=latent, views=views)
-
-    def _add(self, tokens: Tensor) -> Residual:
+    def _with(self, tokens: Tensor) -> Tensor:
         (h, w), size = self.schedule.grids[self.done], self.latent.shape[-2:]
         vectors = rearrange(self.quantizer.embed(tokens), "B (h w) C -> B C h w", h=h, w=w)
-        added = self.quantizer.lift(vectors, self.done, self.schedule, tuple(size))
-        return replace(self, done=self.done + 1).amended(self.latent + added)
+        return self.latent + self.quantizer.lift(vectors, self.done, self.schedule, tuple(size))
 
 
 class Quantised(NamedTuple):
@@ -168,7 +139,7 @@ class MultiScaleQuantizer(nn.Module):
         weight = self.codebook.weight
         latent = weight.new_zeros(batch, self.channels, *schedule.grids[-1])
         first = weight.new_zeros(batch, schedule.sizes[0], self.channels)
-        return Residual(self, schedule, 0, latent, (first,))
+        return Residual(schedule, 0, latent, (first,), self)
 
     def steps(
         self, latent: Tensor, schedule: Schedule

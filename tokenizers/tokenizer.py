@@ -10,6 +10,7 @@ from typing import Protocol, Self
 
 from torch import Tensor
 
+from var.random import Rng
 from var.schedule import Schedule, Span
 
 
@@ -43,10 +44,36 @@ class Canvas(Protocol):
 
 
 class Tokenizer(Protocol):
-    """Pixels to tokens and back. Images are (B, 3, H, W) in [0, 1]."""
+    """Pixels to tokens and back. Images are (B, 3, H, W) in [0, 1].
 
-    def encode(self, image: Tensor, schedule: Schedule) -> list[Tensor]:
-        """Return the tokens of each group, (B, L_k) ids or (B, L_k, C) values."""
+    Encoding has two halves: `compress`, whose result is worth keeping (a cache of a data set holds
+    nothing else), and `tokens`, which is quick and, if the tokenizer is stochastic, draws.
+
+    Attributes:
+        any_schedule: whether it serves every schedule that ends on its grid, or only that which it
+            was trained with.
+    """
+
+    any_schedule: bool
+
+    @property
+    def terms(self) -> dict[str, int]:
+        """What a generator must know of the tokens: keywords of its constructor."""
+        ...
+
+    def compress(self, image: Tensor, schedule: Schedule) -> Tensor:
+        """Return all that `tokens` needs of images, (B, ...)."""
+        ...
+
+    def tokens(self, code: Tensor, schedule: Schedule, rng: Rng | None = None) -> list[Tensor]:
+        """Return the tokens of each group, (B, L_k) ids or (B, L_k, C) values, of what is kept.
+
+        Drawn with one stream per image if there is a choice; without streams the likeliest.
+        """
+        ...
+
+    def encode(self, image: Tensor, schedule: Schedule, rng: Rng | None = None) -> list[Tensor]:
+        """Return the tokens of each group of images: `compress`, then `tokens`."""
         ...
 
     def embed(self, tokens: Tensor) -> Tensor:

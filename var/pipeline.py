@@ -1,7 +1,6 @@
 """The pipeline: a model, its tokenizer and their settings, ready to make images.
 
-Above all other pieces; what it adds to the one loop is labels by name, seeds, batches that fit into
-memory, and a progress bar.
+What it adds to the one loop: labels by name, seeds, batches that fit into memory, a progress bar.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from var import choices, fast, hub, store
 from var.decoding.loop import decide
 from var.drawing import Drawing
 from var.errors import UserError
+from var.heads.base import check_heeded
 from var.labels import Label, class_ids
 from var.models.base import Backbone
 from var.random import Rng
@@ -145,9 +145,11 @@ class Pipeline:
 
         Raises:
             ValueError: a value is out of range.
-            UserError: a list of values is of another length than the schedule.
+            UserError: a setting means nothing to this model, or a list is of the wrong length.
         """
-        given = {key: value for key, value in changes.items() if value is not None}
+        given = {k: value for k, value in changes.items() if value is not None}
+        if self.run.model is not None:
+            check_heeded(self.model.head, given)
         sampling = replace(self.run.recipe.sampling, **cast(dict[str, Any], given))
         try:
             sampling.check(len(self.schedule))
@@ -193,8 +195,7 @@ class Pipeline:
                 model.
             batch_size: images at a time; halved as often as needed when memory runs out.
             progress: show a bar over all groups of all images.
-            settings: guidance, temperature, top_k, top_p and smooth, see `Sampling`; by default
-                what the run recommends.
+            settings: see `Sampling`; by default what the run recommends.
 
         Raises:
             UserError: unknown class or cache, no label at all, no generator, or no memory for a

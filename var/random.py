@@ -42,6 +42,13 @@ class Rng:
             row.exponential_(generator=stream)
         return noise
 
+    def uniform(self, *shape: int) -> Tensor:
+        """Draw from U(0, 1) for each image: (B, *shape) float32."""
+        noise = torch.empty(len(self), *shape, device=self.device)
+        for row, stream in zip(noise, self.streams, strict=True):
+            row.uniform_(generator=stream)
+        return noise
+
     def normal(self, *shape: int) -> Tensor:
         """Draw from N(0, 1) for each image: (B, *shape) float32."""
         noise = torch.empty(len(self), *shape, device=self.device)

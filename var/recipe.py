@@ -120,13 +120,12 @@ def build(spec: Spec, where: str, device: torch.device | str = "meta") -> nn.Mod
     Raises:
         UserError: the class is none of ours, an argument is unknown, missing or does not fit.
     """
-    kind = _module_class(spec.get("_target_"), where)
+    kind, parameters = _module_class(spec.get("_target_"), where), keywords(spec, where)
     numbers = {key: value for key, value in spec.items() if key != "_target_"}
-    parameters = inspect.signature(kind).parameters.values()
     check_keys(
         numbers,
-        known=[p.name for p in parameters],
-        needed=[p.name for p in parameters if p.default is p.empty],
+        known=list(parameters),
+        needed=[name for name, needed in parameters.items() if needed],
         where=f"{where} ({kind.__name__})",
     )
     try:
@@ -134,6 +133,16 @@ def build(spec: Spec, where: str, device: torch.device | str = "meta") -> nn.Mod
             return kind(**numbers)
     except (ValueError, TypeError, ArithmeticError, AssertionError, RuntimeError) as error:
         raise UserError(f"{where}: {kind.__name__} cannot be built of these: {error}") from error
+
+
+def keywords(spec: Spec, where: str) -> dict[str, bool]:
+    """Return what the class of a spec can be told, and whether it must be.
+
+    Raises:
+        UserError: the class is none of ours.
+    """
+    kind = _module_class(spec.get("_target_"), where)
+    return {p.name: p.default is p.empty for p in inspect.signature(kind).parameters.values()}
 
 
 def check_keys(

@@ -51,18 +51,24 @@ class Guide:
 class Sampling:
     """How tokens are drawn from predictions.
 
-    Temperature, top-k and top-p are one number, or one for each group.
+    Temperature, top-k, top-p and steps are one number, or one for each group. Heads heed those
+    settings that mean something to them (`Head.heeds`).
 
     Attributes:
         guidance: guidance scale at the first and at the last group, linear in between. A single
             number g stands for (1, 1 + g): VAR's published `cfg`, which grows from none to 1 + g.
-        temperature: divides the logits; 1 leaves them as they are. Positive.
+        temperature: divides the logits, and multiplies the noise that a flow starts from; 1 leaves
+            them as they are. Positive.
         top_k: keep the k most likely codes (and ties with the last of them); 0 keeps all.
         top_p: keep the most likely codes until their mass exceeds p; 0 keeps all.
         temper_last: apply the temperature after the filters, so that it does not change what they
             keep (CoDe, section 4), instead of before.
         smooth: mix code vectors with Gumbel-softmax weights instead of picking one (VAR's
             `more_smooth`): for looks, not for measured quality.
+        steps: of the solver that follows a flow; evaluations of it, for solvers of first order.
+        solver: how a flow is followed, see `var.heads.ode`.
+        interval: first and last time at which a flow is guided, 0 (data) to 1 (noise). A single
+            number t stands for (0, t): FlowAR's published `guidance`.
 
     Raises:
         ValueError: a value is out of range; the message names it.
@@ -74,6 +80,9 @@ class Sampling:
     top_p: float | tuple[float, ...] = 0.0
     temper_last: bool = False
     smooth: bool = False
+    steps: int | tuple[int, ...] = 25
+    solver: str = "euler"
+    interval: float | tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         if isinstance(self.guidance, int | float):
@@ -96,6 +105,16 @@ class Sampling:
             raise ValueError(f"top_k must be 0 (off) or a positive whole number, got {self.top_k}")
         if not all(0 <= p <= 1 for p in _each(self.top_p)):
             raise ValueError(f"top_p must lie in 0..1 (0: off), got {self.top_p}")
+        self._check_flow()
+
+    def _check_flow(self) -> None:
+        if not all(isinstance(n, int) and n >= 1 for n in _each(self.steps)):
+            raise ValueError(f"steps must be whole numbers of at least 1, got {self.steps}")
+        until = self.interval
+        both = (0.0, until) if isinstance(until, int | float) else tuple(until)
+        object.__setattr__(self, "interval", both)
+        if len(both) != 2 or not 0 <= both[0] <= both[1] <= 1:
+            raise ValueError(f"interval must be a time in 0..1, or a first and a last, got {until}")
 
     @property
     def scales(self) -> tuple[float, float]:
@@ -141,9 +160,12 @@ class Settings(TypedDict, total=False):
     top_p: float | Sequence[float] | None
     temper_last: bool | None
     smooth: bool | None
+    steps: int | Sequence[int] | None
+    solver: str | None
+    interval: float | tuple[float, float] | None
 
 
-_PER_GROUP = ("temperature", "top_k", "top_p")
+_PER_GROUP = ("temperature", "top_k", "top_p", "steps")
 
 
 def _each(value: float | tuple[float, ...]) -> tuple[float, ...]:

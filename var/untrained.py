@@ -44,11 +44,13 @@ def untrained(
     for part in module.modules():
         for name, weight in part.named_parameters(recurse=False):
             weight.copy_(_drawn(part, name, weight.shape, rng))
+        if hasattr(part, "reset_buffers"):
+            part.reset_buffers()
     return module.requires_grad_(False)
 
 
 def _drawn(part: nn.Module, name: str, shape: torch.Size, rng: torch.Generator) -> Tensor:
-    if isinstance(part, nn.GroupNorm | nn.LayerNorm):
+    if isinstance(part, nn.GroupNorm | nn.LayerNorm | nn.RMSNorm):
         return torch.ones(shape) if name == "weight" else torch.zeros(shape)
     if isinstance(part, CosineScale):
         return torch.full(shape, math.log(4))

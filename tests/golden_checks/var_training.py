@@ -14,6 +14,7 @@ from torch import Tensor
 from tests.golden_checks.case import Case
 from var.data.images import centre_crop
 from var.models.var import VAR
+from var.random import Rng
 from var.sampling import Condition, Guide
 from var.schedule import Span
 from var.systems import var_keys
@@ -43,7 +44,14 @@ class Trainer:
     def each(self, *, smoothing: float) -> Tensor:
         """Return the loss of each token (B, L), by the product's own loss."""
         self.model.head.label_smoothing = smoothing
-        return loss(self.model, self.parts.tokenizer, self.schedule, self.image, self.condition)
+        return loss(
+            self.model,
+            self.parts.tokenizer,
+            self.schedule,
+            self.image,
+            self.condition,
+            Rng([0]),
+        )
 
     @torch.no_grad()
     def log(self, span: Span) -> list[Tensor | float]:
@@ -143,7 +151,7 @@ def check_progressive(trainer: Trainer) -> None:
         stop = len(schedule) if newest < 0 else newest + 1
         span, factor = schedule[:stop], 1.0 if newest < 0 else factor
         target = torch.cat(trainer.tokens, dim=1)[:, span.positions]
-        each = trainer.model.head.loss(trainer.features(span), target, span)
+        each = trainer.model.head.loss(trainer.features(span), target, span, Rng([0]))
         case.expect(f"prog_ce_{j}", each)
         weights = progressive_weights(schedule, stop - 1, factor)
         case.expect_numbers(f"prog_loss_{j}", (each * weights).sum(dim=1).mean())

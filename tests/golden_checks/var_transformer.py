@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from tests.golden_checks.case import Case
 from tests.golden_checks.var_tokenizer import grid
@@ -33,13 +34,15 @@ def with_first(x: Tensor, schedule: Schedule) -> Tensor:
     return torch.cat([x.new_zeros(len(x), schedule.sizes[0], x.shape[2]), x], dim=1)
 
 
-def watch(module: nn.Module, seen: dict[str, Tensor], name: str, *, entering: bool = False) -> None:
+def watch(
+    module: nn.Module, seen: dict[str, Tensor], name: str, *, entering: bool = False
+) -> RemovableHandle:
     """Note what enters or leaves a module under `name`."""
 
     def note(_: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> None:
         seen[name] = args[0] if entering else result
 
-    module.register_forward_hook(note)
+    return module.register_forward_hook(note)
 
 
 def watch_attention(attention: Attention, seen: dict[str, Tensor]) -> None:

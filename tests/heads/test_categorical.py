@@ -141,7 +141,7 @@ def test_the_head_guides_logits_and_tells_the_progress() -> None:
 def test_the_loss_is_cross_entropy_per_token_in_float32(smoothing: float) -> None:
     head = Categorical(8, 16, label_smoothing=smoothing).bfloat16()
     h, tokens = torch.randn(2, 5, 8).bfloat16(), torch.randint(16, (2, 5))
-    each = head.loss(h, tokens, SPAN)
+    each = head.loss(h, tokens, SPAN, Rng([0, 1]))
     logits = head.linear(h).float().flatten(0, 1)
     expected = F.cross_entropy(
         logits, tokens.flatten(), label_smoothing=smoothing, reduction="none"

@@ -7,6 +7,7 @@ from torch import Tensor
 from tests import tiny
 from var.models.var import VAR
 from var.nn.adaln import Modulation
+from var.random import Rng
 from var.sampling import Condition, Guide
 from var.schedule import Schedule
 
@@ -106,7 +107,7 @@ def test_autocast_stays_near_float32_and_trains(changes: dict) -> None:
     h = features(model, x, [0, 1])
     with torch.autocast("cpu", torch.bfloat16):
         guess = features(model, x, [0, 1])
-        loss = model.head.loss(guess, tokens, model.schedule[:])
+        loss = model.head.loss(guess, tokens, model.schedule[:], Rng([0, 1]))
     error = (guess.float() - h).square().mean().sqrt() / h.square().mean().sqrt()
     assert error < 0.03 and loss.dtype == torch.float32
     loss.mean().backward()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests import tiny
 from var.schedule import Schedule
-from var.tokenizers import multiscale
+from var.tokenizers import autoencoder
 from var.tokenizers.autoencoder import Upsample, layout
 from var.tokenizers.multiscale import MultiScaleVQ
 
@@ -100,7 +100,7 @@ def test_few_images_are_decoded_at_a_time(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(made, "pixels", lambda z: sizes.append(len(z)) or pixels(z))
     at_once = made.decode(canvas)
     assert sizes == [5], "under autograd the graph holds all of them anyway"
-    monkeypatch.setitem(multiscale._PIXELS, "cpu", 2 * 8 * 8)
+    monkeypatch.setitem(autoencoder._PIXELS, "cpu", 2 * 8 * 8)
     with torch.no_grad():
         torch.testing.assert_close(made.decode(canvas), at_once.detach(), rtol=1e-5, atol=1e-5)
     assert sizes == [5, 2, 2, 1]

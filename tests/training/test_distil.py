@@ -16,6 +16,7 @@ from tests.conftest import make_run
 from var import store
 from var.errors import UserError
 from var.models.var import VAR
+from var.random import Rng
 from var.sampling import Condition
 from var.scripts.train import main
 from var.store import Run
@@ -56,9 +57,9 @@ def tokenizer() -> MultiScaleVQ:
     ).eval()
 
 
-def batch() -> tuple[Tensor, Tensor, Tensor]:
+def batch() -> tuple[Tensor, Tensor, Rng]:
     image = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    return image, torch.tensor([0, 1]), torch.ones(2)
+    return image, torch.tensor([0, 1]), Rng([0, 1])
 
 
 def distil(student: VAR, **changes: Any) -> DistilTask:
@@ -111,7 +112,7 @@ def test_the_loss_weighs_groups_by_their_positions() -> None:
     student = tiny.model()
     losses = at(2, distil(student)).losses(at(2, distil(student)).module, *batch())
     each = distil(student).module(
-        tiny.model(depth=1), tokenizer(), SCHEDULE, batch()[0], Condition(batch()[1])
+        tiny.model(depth=1), tokenizer(), SCHEDULE, batch()[0], Condition(batch()[1]), batch()[2]
     )
     weights = torch.tensor([0.5] * 5 + [1.0] * 25)
     torch.testing.assert_close(losses["total"], (each * weights).mean())
@@ -131,10 +132,10 @@ def test_the_teacher_stays_as_it_is() -> None:
 
 def test_on_a_prefix_nothing_else_is_read_and_nothing_changes() -> None:
     model, (image, label, _) = tiny.model(), batch()
-    whole = loss(model, tokenizer(), SCHEDULE, image, Condition(label))
+    whole = loss(model, tokenizer(), SCHEDULE, image, Condition(label), Rng([0, 1]))
     seen: list[int] = []
     model.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
-    part = loss(model, tokenizer(), SCHEDULE, image, Condition(label), groups=3)
+    part = loss(model, tokenizer(), SCHEDULE, image, Condition(label), Rng([0, 1]), groups=3)
     assert seen == [14]
     torch.testing.assert_close(part, whole[:, :14])
 

@@ -38,7 +38,7 @@ TINY = [
     "trainer.preview_every=0",
     "trainer.checkpoint_every=3",
     "trainer.cpu=true",
-    "codebook.revive=2",
+    "task.revive=2",
 ]
 GENERATOR = [
     "experiment=digits-var",
@@ -152,7 +152,7 @@ def test_half_batches_twice_make_the_same_step_as_whole_ones(whole: Path, tmp_pa
 def test_two_processes_take_the_steps_of_one(whole: Path, tmp_path: Path, base: list[str]) -> None:
     name = "run" if base is TINY else "var"
     extra = [] if base is TINY else [f"tokenizer.run={whole / 'run'}"]
-    extra += ["trainer.steps=3", "codebook.revive=0"]
+    extra += ["trainer.steps=3", "task.revive=0"]
     launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     overrides = [*(o for o in base if o.split("=")[0] not in str(extra)), *extra]
     command = [sys.executable, *launch, "-m", "var.scripts.train", *overrides]

@@ -8,7 +8,7 @@ same weights, so that no fast route of a loaded run is left in them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -21,12 +21,13 @@ from var.cache.dense import DenseMemory
 from var.errors import UserError
 from var.heads.categorical import Categorical, CategoricalPrediction, SmoothPrediction
 from var.models.var import VAR
+from var.random import Rng
 from var.sampling import Condition, Guide, Sampling
-from var.schedule import Schedule, Span
+from var.schedule import Span
 from var.store import Run
+from var.tokenizers.around import Wrapped
 from var.tokenizers.autoencoder import ResBlock, Upsample, zero_one
 from var.tokenizers.multiscale import MultiScaleVQ
-from var.tokenizers.residual import Residual
 from var.tokenizers.tokenizer import Canvas
 
 
@@ -137,7 +138,7 @@ class NaiveHead(nn.Module):
 
     def __init__(self, head: Categorical, dtype: torch.dtype) -> None:
         super().__init__()
-        self.head, self.dtype = head, dtype
+        self.head, self.dtype, self.heeds = head, dtype, head.heeds
 
     def forward(self, h: Tensor, span: Span, guide: Guide) -> NaivePrediction:
         """Return the guided distributions of features (R, L, D)."""
@@ -145,9 +146,9 @@ class NaiveHead(nn.Module):
             logits = self.head.linear(h).float()
         return NaivePrediction(guide(logits), guide.progress)
 
-    def loss(self, h: Tensor, tokens: Tensor, span: Span) -> Tensor:
+    def loss(self, h: Tensor, tokens: Tensor, span: Span, rng: Rng) -> Tensor:
         """Return the head's loss."""
-        return self.head.loss(h, tokens, span)
+        return self.head.loss(h, tokens, span, rng)
 
 
 class NaiveBackbone(nn.Module):
@@ -170,29 +171,17 @@ class NaiveBackbone(nn.Module):
         return self.model.new_cache(kind or NaiveCache, groups)
 
 
-class NaiveTokenizer(nn.Module):
+class NaiveTokenizer(Wrapped):
     """A tokenizer that decodes a batch in one go."""
 
     def __init__(self, tokenizer: MultiScaleVQ, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.tokenizer, self.dtype = tokenizer, dtype
-
-    def encode(self, image: Tensor, schedule: Schedule) -> Sequence[Tensor]:
-        """Return the ids of each scale."""
-        return self.tokenizer.encode(image, schedule)
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Return code vectors."""
-        return self.tokenizer.embed(tokens)
-
-    def blank(self, batch: int, schedule: Schedule) -> Residual:
-        """Return a canvas on which no scale is written."""
-        return self.tokenizer.blank(batch, schedule)
+        super().__init__(tokenizer)
+        self.pixels, self.dtype = tokenizer.pixels, dtype
 
     def decode(self, canvas: Canvas) -> Tensor:
         """Return the image (B, 3, H, W) float32 in [0, 1]."""
         with _autocast(canvas.latent, self.dtype):
-            return zero_one(self.tokenizer.pixels(canvas.latent).float())
+            return zero_one(self.pixels(canvas.latent).float())
 
 
 def _autocast(x: Tensor, dtype: torch.dtype) -> torch.autocast:

@@ -23,6 +23,7 @@ from var.models.base import Backbone
 from var.random import Rng
 from var.sampling import Condition, Guide, Sampling
 from var.schedule import Schedule, Span
+from var.tokenizers.around import Wrapped
 from var.tokenizers.canvas import Around
 from var.tokenizers.tokenizer import Canvas, Tokenizer
 
@@ -97,29 +98,22 @@ class WatchedCanvas(Around):
             return replace(self, canvas=self.canvas.write(*tokens))
 
 
-class WatchedTokenizer:
+class WatchedTokenizer(Wrapped):
     """A tokenizer whose canvases are watched, and whose decoding to pixels is timed."""
 
     def __init__(self, tokenizer: Tokenizer, watch: Stopwatch) -> None:
-        self._inner, self._watch = tokenizer, watch
-
-    def encode(self, image: Tensor, schedule: Schedule) -> list[Tensor]:
-        """Return the tokens of each group."""
-        return self._inner.encode(image, schedule)
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Return the latent vectors of tokens."""
-        return self._inner.embed(tokens)
+        super().__init__(tokenizer)
+        self._watch = watch
 
     def blank(self, batch: int, schedule: Schedule) -> WatchedCanvas:
         """Return a canvas on which nothing is decided."""
-        return WatchedCanvas(self._inner.blank(batch, schedule), self._watch)
+        return WatchedCanvas(super().blank(batch, schedule), self._watch)
 
     def decode(self, canvas: Canvas) -> Tensor:
         """Return the image of what is decided."""
         inner = canvas.canvas if isinstance(canvas, WatchedCanvas) else canvas
         with self._watch.stage("decode"):
-            return self._inner.decode(inner)
+            return super().decode(inner)
 
 
 class WatchedPrediction:
@@ -143,14 +137,15 @@ class WatchedHead:
 
     def __init__(self, head: Head, watch: Stopwatch) -> None:
         self._inner, self._watch = head, watch
+        self.heeds = head.heeds
 
     def __call__(self, h: Tensor, span: Span, guide: Guide) -> WatchedPrediction:
         with self._watch.stage("head"):
             return WatchedPrediction(self._inner(h, span, guide), self._watch)
 
-    def loss(self, h: Tensor, tokens: Tensor, span: Span) -> Tensor:
+    def loss(self, h: Tensor, tokens: Tensor, span: Span, rng: Rng) -> Tensor:
         """Return the loss of each position."""
-        return self._inner.loss(h, tokens, span)
+        return self._inner.loss(h, tokens, span, rng)
 
 
 class WatchedBackbone:

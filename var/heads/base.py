@@ -5,10 +5,12 @@ Letters: B images, R rows (B, or 2 B under guidance), L positions of a span, D w
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from torch import Tensor
 
+from var.errors import UserError
 from var.random import Rng
 from var.sampling import Guide, Sampling
 from var.schedule import Span
@@ -27,12 +29,36 @@ class Prediction(Protocol):
 
 
 class Head(Protocol):
-    """Turns features into predictions, and features and tokens into losses."""
+    """Turns features into predictions, and features and tokens into losses.
+
+    Attributes:
+        heeds: names of the sampling settings that its predictions follow; to set another one is an
+            error of the user's.
+    """
+
+    heeds: frozenset[str]
 
     def __call__(self, h: Tensor, span: Span, guide: Guide) -> Prediction:
         """Return the prediction for the groups of `span` from features (R, L, D)."""
         ...
 
-    def loss(self, h: Tensor, tokens: Tensor, span: Span) -> Tensor:
-        """Return the loss of each position, (B, L) float32, of features (B, L, D)."""
+    def loss(self, h: Tensor, tokens: Tensor, span: Span, rng: Rng) -> Tensor:
+        """Return the loss of each position, (B, L) float32, of features (B, L, D).
+
+        Its mean is what is minimised. A head that trains on noise draws it from the images'
+        streams.
+        """
         ...
+
+
+def check_heeded(head: Head, settings: Iterable[str]) -> None:
+    """Check that sampling settings, by name, mean something to a head.
+
+    Raises:
+        UserError: one does not; it is named, and so are those that do.
+    """
+    if odd := sorted(set(settings) - head.heeds):
+        raise UserError(
+            f"{', '.join(odd)} would change nothing: this model heeds "
+            f"{', '.join(sorted(head.heeds))}"
+        )

@@ -74,6 +74,8 @@ class Categorical(nn.Module):
         label_smoothing: of the training loss, 0..1.
     """
 
+    heeds = frozenset({"guidance", "temperature", "top_k", "top_p", "temper_last", "smooth"})
+
     def __init__(self, width: int, vocabulary: int, *, label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.linear = Linear(width, vocabulary)
@@ -83,7 +85,7 @@ class Categorical(nn.Module):
         """Return the guided distributions of features (R, L, D)."""
         return CategoricalPrediction(guide.of(lambda h: self.linear(h).float(), h), guide.progress)
 
-    def loss(self, h: Tensor, tokens: Tensor, span: Span) -> Tensor:
+    def loss(self, h: Tensor, tokens: Tensor, span: Span, rng: Rng) -> Tensor:
         """Return the cross-entropy (B, L) float32 of ids (B, L) given features (B, L, D)."""
         logits = self.linear(h).float().transpose(1, 2)
         return F.cross_entropy(

@@ -9,7 +9,7 @@ from torch import Tensor
 from var.cache.base import Cache, CacheKind
 from var.heads.base import Head
 from var.sampling import Condition
-from var.schedule import Span
+from var.schedule import Schedule, Span
 
 
 class Backbone(Protocol):
@@ -41,3 +41,19 @@ class Backbone(Protocol):
             groups: how many of the first groups will be read; None: all of them.
         """
         ...
+
+
+def check_span(span: Span, schedule: Schedule, cache: Cache | None) -> None:
+    """Check that a model built for a schedule is to read the groups that come next.
+
+    Raises:
+        ValueError: the span is of another schedule, or does not begin where the cache ends.
+    """
+    if span.schedule != schedule:
+        raise ValueError(
+            f"this model was built for the ladder {schedule.grids}, "
+            f"the span belongs to {span.schedule.grids}"
+        )
+    seen = cache.seen if cache is not None else 0
+    if span.start != seen:
+        raise ValueError(f"the span starts at scale {span.start}, the model has read {seen}")

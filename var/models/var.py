@@ -17,9 +17,10 @@ from var.cache.base import Cache, CacheKind, Memory
 from var.cache.none import NoMemory
 from var.cache.static import Static
 from var.heads.categorical import Categorical
+from var.models.base import check_span
 from var.nn.adaln import Modulated, Modulation, Offset
 from var.nn.attention import Attention
-from var.nn.compiling import own_code
+from var.nn.compiling import compile_methods
 from var.nn.mlp import Mlp, drop_path
 from var.nn.stem import Stem
 from var.sampling import Condition
@@ -180,9 +181,9 @@ class VAR(nn.Module):
             ValueError: another ladder, scales out of turn, or (seen on the CPU only) a label out of
                 range.
         """
-        self._check(span, cache)
+        check_span(span, self.schedule, cache)
         layers = cache.layers if cache is not None else [NoMemory()] * len(self.blocks)
-        label = layers[0].once(self.stem.label, condition.labels)
+        label = layers[0].once(self.stem.classes, condition.labels)
         shared = layers[0].once(self.shared, label)
         # The stream stays in float32, whatever the type of weights and matrix products.
         h = self.stem(x, span, label).float()
@@ -198,22 +199,7 @@ class VAR(nn.Module):
         Args:
             args, kwargs: for `torch.compile`.
         """
-        kwargs.setdefault("dynamic", True)
-        before, after = (
-            torch.compile(own_code(half), *args, **kwargs) for half in (Block.before, Block.after)
-        )
-        for block in self.blocks:
-            block.before, block.after = partial(before, block), partial(after, block)
-
-    def _check(self, span: Span, cache: Cache | None) -> None:
-        if span.schedule != self.schedule:
-            raise ValueError(
-                f"this model was built for the ladder {self.schedule.grids}, "
-                f"the span belongs to {span.schedule.grids}"
-            )
-        seen = cache.seen if cache is not None else 0
-        if span.start != seen:
-            raise ValueError(f"the span starts at scale {span.start}, the model has read {seen}")
+        compile_methods(self.blocks, ("before", "after"), *args, **kwargs)
 
     @torch.no_grad()
     def initialise(self, *, gate: float, modulation: float, head: float) -> None:

@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from types import FunctionType
 from typing import Any
+
+import torch
+from torch import nn
+
+
+def compile_methods(
+    parts: Iterable[nn.Module], names: Iterable[str], *args: Any, **kwargs: Any
+) -> None:
+    """Compile some methods of modules of one class, together, by default for any shape.
+
+    Args:
+        parts: the modules.
+        names: of the methods.
+        args, kwargs: for `torch.compile`.
+    """
+    kwargs.setdefault("dynamic", True)
+    parts = list(parts)
+    for name in names:
+        method = torch.compile(own_code(getattr(type(parts[0]), name)), *args, **kwargs)
+        for part in parts:
+            setattr(part, name, partial(method, part))
 
 
 def own_code(function: Callable[..., Any]) -> Callable[..., Any]:

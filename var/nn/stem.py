@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from var.nn.classes import Classes
 from var.schedule import Schedule, Span
 
 
@@ -26,24 +27,12 @@ class Stem(nn.Module):
 
     def __init__(self, channels: int, width: int, *, classes: int, schedule: Schedule) -> None:
         super().__init__()
-        self.null = classes
         self.first = schedule.sizes[0]
         self.linear = nn.Linear(channels, width)
-        self.classes = nn.Embedding(classes + 1, width)
+        self.classes = Classes(classes, width)
         self.levels = nn.Parameter(torch.empty(len(schedule), width))
         self.start = nn.Parameter(torch.empty(schedule.sizes[0], width))
         self.positions = nn.Parameter(torch.empty(schedule.starts[-1], width))
-
-    def label(self, labels: Tensor) -> Tensor:
-        """Return the embedding (R, D) of labels (R,); -1 and `classes` both stand for none.
-
-        Raises:
-            ValueError: a label is out of range. Seen on the CPU only: on other devices a look at
-                the values would make the host wait.
-        """
-        if labels.device.type == "cpu" and not ((labels >= -1) & (labels <= self.null)).all():
-            raise ValueError(f"labels must lie in -1..{self.null}, got {labels.tolist()}")
-        return self.classes(labels.where(labels >= 0, self.null))
 
     def forward(self, x: Tensor, span: Span, label: Tensor) -> Tensor:
         """Return the stream (R, L, D) at its source.

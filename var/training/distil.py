@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from var.errors import UserError
 from var.heads.categorical import CategoricalPrediction
 from var.models.base import Backbone
+from var.random import Rng
 from var.sampling import Condition, Guide
 from var.schedule import Schedule, Span
 from var.tokenizers.tokenizer import Tokenizer
@@ -74,10 +75,11 @@ class Distillation(nn.Module):
         schedule: Schedule,
         image: Tensor,
         condition: Condition,
+        rng: Rng,
         groups: int | None = None,
     ) -> Tensor:
         """Return the distance at each token of the first `groups` groups (None: all), (B, L)."""
-        span, x, tokens = lesson(tokenizer, schedule, image, groups)
+        span, x, tokens = lesson(tokenizer, schedule, image, rng, groups)
         with torch.no_grad():
             theirs = _logits(teacher, x, span, condition)
         ours = _logits(self.backbone, x, span, condition)
@@ -149,11 +151,13 @@ class DistilTask(GeneratorTask):
         self.teacher.to(device)
 
     def losses(
-        self, module: nn.Module, image: Tensor, label: Tensor, draw: Tensor
+        self, module: nn.Module, image: Tensor, label: Tensor, rng: Rng
     ) -> dict[str, Tensor]:
         """Return the mean distance: weighted, `total`; plain; of the last group's tokens."""
-        condition = Condition(label).dropped(draw, self.drop_label)
-        each = module(self.teacher, self.tokenizer, self.schedule, image, condition, self.span.stop)
+        condition = Condition(label).dropped(rng.uniform(), self.drop_label)
+        each = module(
+            self.teacher, self.tokenizer, self.schedule, image, condition, rng, self.span.stop
+        )
         weights = fading(self.span, self.switch, self.weight, each.device)
         plain, last = each.detach(), self.span.sizes[-1]
         return {

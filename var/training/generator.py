@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from var.errors import UserError
 from var.models.base import Backbone
+from var.random import Rng
 from var.sampling import Condition
 from var.schedule import Schedule
 from var.tokenizers.tokenizer import Tokenizer
@@ -37,11 +38,12 @@ class TeacherForcing(nn.Module):
         schedule: Schedule,
         image: Tensor,
         condition: Condition,
+        rng: Rng,
         groups: int | None = None,
     ) -> Tensor:
         """Return the loss of each token of the first `groups` groups (None: all), (B, L)."""
         backbone: Backbone = self.backbone  # pyright: ignore[reportAssignmentType]
-        return loss(backbone, tokenizer, schedule, image, condition, groups)
+        return loss(backbone, tokenizer, schedule, image, condition, rng, groups)
 
 
 class GeneratorTask:
@@ -85,11 +87,11 @@ class GeneratorTask:
         """Do nothing: a backbone starts from its own initialisation."""
 
     def losses(
-        self, module: nn.Module, image: Tensor, label: Tensor, draw: Tensor
+        self, module: nn.Module, image: Tensor, label: Tensor, rng: Rng
     ) -> dict[str, Tensor]:
         """Return the mean loss over all tokens, `total`, and over those of the last group."""
-        condition = Condition(label).dropped(draw, self.drop_label)
-        each = module(self.tokenizer, self.schedule, image, condition, self.span.stop)
+        condition = Condition(label).dropped(rng.uniform(), self.drop_label)
+        each = module(self.tokenizer, self.schedule, image, condition, rng, self.span.stop)
         tail = each.detach()[:, -self.span.sizes[-1] :].mean()
         return {"total": each.mean(), "last_group": tail}
 

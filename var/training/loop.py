@@ -22,6 +22,7 @@ from torchvision.utils import make_grid, save_image
 from tqdm.auto import tqdm
 
 from var.errors import UserError
+from var.random import Rng
 from var.training import optim
 from var.training.checkpoint import Checkpoints
 from var.training.ema import Ema
@@ -199,9 +200,9 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         for micro in range(settings.accumulation):
             image, label = (x.to(accelerator.device, non_blocking=True) for x in next(batches))
-            draw = self._draw(micro, len(image))
+            rng = self._streams(micro, len(image))
             with accelerator.accumulate(self.module):
-                losses = self.task.losses(self.module, image, label, draw)
+                losses = self.task.losses(self.module, image, label, rng)
                 accelerator.backward(losses["total"])
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(self.module.parameters(), settings.clip)
@@ -235,13 +236,12 @@ class Trainer:
     def _seed(self, step: int) -> int:
         return self.settings.seed * 1_000_003 + step
 
-    def _draw(self, micro: int, share: int) -> Tensor:
-        # Drawn for the whole step and cut: the same noise for any number of processes and
+    def _streams(self, micro: int, share: int) -> Rng:
+        # Numbered through the whole step: the same noise for any number of processes and
         # micro-batches.
-        rng = torch.Generator().manual_seed(self._seed(self.step))
+        whole = self.settings.batch_size
         first = micro * self.micro_batch + self.accelerator.process_index * share
-        draw = torch.rand(self.settings.batch_size, generator=rng)[first : first + share]
-        return draw.to(self.accelerator.device)
+        return Rng.batch(self._seed(self.step) * whole + first, share, self.accelerator.device)
 
     def _log(self, losses: dict[str, Tensor], pace: float, bar: tqdm[None]) -> None:
         self._check()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from var.models.base import Backbone
+from var.random import Rng
 from var.sampling import Condition
 from var.schedule import Schedule, Span
 from var.tokenizers.tokenizer import Tokenizer
@@ -29,7 +30,11 @@ class Lesson(NamedTuple):
 
 @torch.no_grad()
 def lesson(
-    tokenizer: Tokenizer, schedule: Schedule, image: Tensor, groups: int | None = None
+    tokenizer: Tokenizer,
+    schedule: Schedule,
+    image: Tensor,
+    rng: Rng,
+    groups: int | None = None,
 ) -> Lesson:
     """Return the truth about the first `groups` groups (None: all) of images (B, 3, H, W).
 
@@ -37,7 +42,7 @@ def lesson(
     must not depend on that of the generator (VAR, section 5).
     """
     with torch.autocast(image.device.type, enabled=False):
-        tokens, span = tokenizer.encode(image, schedule)[:groups], schedule[:groups]
+        tokens, span = tokenizer.encode(image, schedule, rng)[:groups], schedule[:groups]
         x = tokenizer.blank(len(image), schedule).write(*tokens).read(span)
     return Lesson(span, x, torch.cat(tokens, dim=1))
 
@@ -48,14 +53,17 @@ def loss(
     schedule: Schedule,
     image: Tensor,
     condition: Condition,
+    rng: Rng,
     groups: int | None = None,
 ) -> Tensor:
     """Return the loss of each token (B, L) of images (B, 3, H, W) in [0, 1].
 
+    What is drawn, by the tokenizer first and then by the head, comes from the images' streams.
+
     With `groups` it is that of the first so many groups, and no others are read.
     """
-    span, x, tokens = lesson(tokenizer, schedule, image, groups)
-    return model.head.loss(model(x, span, condition), tokens, span)
+    span, x, tokens = lesson(tokenizer, schedule, image, rng, groups)
+    return model.head.loss(model(x, span, condition), tokens, span, rng)
 
 
 def progressive_weights(schedule: Schedule, newest: int, factor: float) -> Tensor:

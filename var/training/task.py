@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from var.random import Rng
+
 
 class Task(Protocol):
     """One kind of training run.
@@ -29,12 +31,12 @@ class Task(Protocol):
         ...
 
     def losses(
-        self, module: nn.Module, image: Tensor, label: Tensor, draw: Tensor
+        self, module: nn.Module, image: Tensor, label: Tensor, rng: Rng
     ) -> dict[str, Tensor]:
         """Return named scalar losses of a batch; `total` is minimised, the others are shown.
 
-        `module` is `self.module` as the loop has wrapped it; `draw` (B,) is uniform noise that
-        depends on the seed and the step alone.
+        `module` is `self.module` as the loop has wrapped it; the random streams, one per image,
+        depend on the seed, the step and the image's place in the batch alone.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Training a multi-scale tokenizer: reconstruction, quantiser loss, codebook health."""
+"""Training a tokenizer: what all kinds share; and the multi-scale one, its codebook's health."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from accelerate.utils import broadcast, reduce
 from torch import Tensor, nn
 
+from var.random import Rng
 from var.schedule import Schedule
 from var.tokenizers.losses import Objective
 from var.tokenizers.multiscale import MultiScaleVQ
@@ -29,14 +30,45 @@ class Reconstructor(nn.Module):
         return losses | {"quantizer": quantised.loss}, quantised
 
 
-class TokenizerTask:
-    """Train a tokenizer.
+class AutoencoderTask:
+    """What tasks that train a tokenizer share.
+
+    Args:
+        module: what is trained; the tokenizer is its `tokenizer`.
+        tokenizer: to be trained.
+        schedule: the ladder of scales.
+        sample: images (B, 3, H, W) in [0, 1] to be shown beside their reconstructions.
+    """
+
+    def __init__(
+        self, module: nn.Module, tokenizer: Any, schedule: Schedule, sample: Tensor
+    ) -> None:
+        self.module, self.tokenizer = module, tokenizer
+        self.schedule, self.sample = schedule, sample
+
+    def to(self, device: torch.device) -> None:
+        """Move tokenizer and objective to a device."""
+        self.module.to(device)
+
+    @torch.no_grad()
+    def preview(self, module: nn.Module) -> Tensor:
+        """Return the sample images, each above its reconstruction after every scale."""
+        tokenizer: Any = module.tokenizer
+        image = self.sample.to(next(module.parameters()).device)
+        canvas, rows = tokenizer.blank(len(image), self.schedule), [image]
+        for tokens in tokenizer.encode(image, self.schedule):
+            canvas = canvas.write(tokens)
+            rows.append(tokenizer.decode(canvas))
+        return torch.cat(rows)
+
+
+class TokenizerTask(AutoencoderTask):
+    """Train a multi-scale tokenizer.
 
     Args:
         tokenizer: to be trained.
         objective: terms that compare images with reconstructions.
-        schedule: the ladder of scales.
-        sample: images (B, 3, H, W) in [0, 1] to be shown beside their reconstructions.
+        schedule, sample: see `AutoencoderTask`.
         initialise: put the codebook on the first batch instead of near zero.
         revive: steps between revivals of unused codes; 0: never.
     """
@@ -51,8 +83,7 @@ class TokenizerTask:
         initialise: bool = True,
         revive: int = 50,
     ) -> None:
-        self.module: nn.Module = Reconstructor(tokenizer, objective, schedule)
-        self.tokenizer, self.schedule, self.sample = tokenizer, schedule, sample
+        super().__init__(Reconstructor(tokenizer, objective, schedule), tokenizer, schedule, sample)
         self.initialise = initialise
         self.health = health.Health(tokenizer.quantizer, len(schedule), revive)
         self.vectors: list[Tensor] = []  # looked up in the last batch
@@ -60,7 +91,7 @@ class TokenizerTask:
 
     def to(self, device: torch.device) -> None:
         """Move tokenizer, objective and counts to a device."""
-        self.module.to(device)
+        super().to(device)
         self.health.to(device)
 
     def start(self, image: Tensor, label: Tensor, rng: torch.Generator) -> None:
@@ -71,7 +102,7 @@ class TokenizerTask:
             health.start(self.tokenizer.quantizer, latent, self.schedule, rng)
 
     def losses(
-        self, module: nn.Module, image: Tensor, label: Tensor, draw: Tensor
+        self, module: nn.Module, image: Tensor, label: Tensor, rng: Rng
     ) -> dict[str, Tensor]:
         """Return the losses of all terms and their sum, `total`."""
         losses, quantised = module(image)
@@ -95,17 +126,6 @@ class TokenizerTask:
         figures = {name: float(value) for name, value in self.health.report().items()}
         figures["codes/revived"], self.revived = float(self.revived), 0
         return figures
-
-    @torch.no_grad()
-    def preview(self, module: nn.Module) -> Tensor:
-        """Return the sample images, each above its reconstruction after every scale."""
-        tokenizer: Any = module.tokenizer
-        image = self.sample.to(next(module.parameters()).device)
-        canvas, rows = tokenizer.blank(len(image), self.schedule), [image]
-        for tokens in tokenizer.encode(image, self.schedule):
-            canvas = canvas.write(tokens)
-            rows.append(tokenizer.decode(canvas))
-        return torch.cat(rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the code counts."""
