@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -13,18 +14,19 @@ from torch import Tensor, nn
 from var import hub, store
 from var.data.batches import Batches, loader
 from var.data.images import ImageData
+from var.data.latents import Latents
 from var.errors import UserError
 from var.pipeline import Pipeline
-from var.recipe import Data, Recipe, build, parse_sampling
+from var.recipe import Data, Recipe, build, keywords, parse_sampling
 from var.schedule import Schedule
 from var.scripts.command import command, made
 from var.tokenizers.losses import Objective
+from var.tokenizers.tokenizer import Tokenizer
 from var.training.checkpoint import Checkpoints
 from var.training.distil import DistilTask
 from var.training.generator import GeneratorTask
 from var.training.loop import Settings, Trainer
 from var.training.task import Task
-from var.training.tokenizer import TokenizerTask
 
 
 @command("train")
@@ -78,29 +80,26 @@ def tokenizer(cfg: DictConfig, data: ImageData, folder: Path) -> tuple[Task, Exp
     for name in ("groups", "init.run", "teacher.run"):
         if OmegaConf.select(cfg, name) is not None:
             raise UserError(f"{name} is for generators: leave it out, or choose a backbone")
-    spec: dict[str, Any] = {**plain(cfg.tokenizer), "scales": len(cfg.schedule)}
+    if isinstance(data, Latents):
+        raise UserError("data=latents is for generators: a tokenizer is trained on images")
+    spec: dict[str, Any] = plain(cfg.tokenizer)
+    if "scales" in keywords(spec, "tokenizer"):
+        spec["scales"] = len(cfg.schedule)
     recipe = Recipe(spec, Schedule.scales(plain(cfg.schedule)), data=describe(data))
     module: Any = build(spec, "tokenizer", device="cpu")
     check_sizes(module, recipe.schedule, data)
-    task = TokenizerTask(
+    task = made(cfg.task)(
         tokenizer=module,
         objective=Objective(made(cfg.objective)),
         schedule=recipe.schedule,
         sample=data.__getitems__(range(10))[0],
-        initialise=cfg.codebook.initialise,
-        revive=cfg.codebook.revive,
     )
     return task, lambda module: store.save(folder, store.Run(recipe, module.tokenizer))  # type: ignore[arg-type]
 
 
 def generator(cfg: DictConfig, data: ImageData, folder: Path) -> tuple[Task, Export]:
     """Return the task of training a generator on a trained tokenizer, and how it is written."""
-    base = hub.find(cfg.tokenizer.run)
-    if Schedule.scales(plain(cfg.schedule)) != base.recipe.schedule:
-        raise UserError(
-            f"schedule={cfg.schedule} is not that of tokenizer.run={cfg.tokenizer.run}, "
-            f"{list(base.recipe.schedule.grids)}: leave schedule out, or train another tokenizer"
-        )
+    base = trained_tokenizer(cfg)
     check_sizes(base.tokenizer, base.recipe.schedule, data)
     backbone, spec = make_backbone(cfg, data, base)
     sampling = parse_sampling(plain(cfg.sampling), "sampling")
@@ -113,7 +112,7 @@ def generator(cfg: DictConfig, data: ImageData, folder: Path) -> tuple[Task, Exp
 
     common: dict[str, Any] = {
         "backbone": backbone,
-        "tokenizer": base.tokenizer.requires_grad_(False),
+        "tokenizer": data.reader(base.tokenizer.requires_grad_(False), recipe.schedule),  # type: ignore[arg-type]
         "schedule": recipe.schedule,
         "sampler": lambda backbone: Pipeline(run(backbone))(
             range(min(10, len(data.classes))), number=10
@@ -123,6 +122,21 @@ def generator(cfg: DictConfig, data: ImageData, folder: Path) -> tuple[Task, Exp
     }
     task = distil(cfg, base, common) if cfg.teacher.run else GeneratorTask(**common)
     return task, lambda module: store.save(folder, run(module.backbone))  # type: ignore[arg-type]
+
+
+def trained_tokenizer(cfg: DictConfig) -> store.Run:
+    """Return the run of the tokenizer to train on, on the schedule to train.
+
+    Raises:
+        UserError: there is none of that name, or it serves another schedule only.
+    """
+    base, schedule = hub.find(cfg.tokenizer.run), Schedule.scales(plain(cfg.schedule))
+    if schedule != base.recipe.schedule and not cast(Tokenizer, base.tokenizer).any_schedule:
+        raise UserError(
+            f"schedule={cfg.schedule} is not that of tokenizer.run={cfg.tokenizer.run}, "
+            f"{list(base.recipe.schedule.grids)}: leave schedule out, or train another tokenizer"
+        )
+    return replace(base, recipe=replace(base.recipe, schedule=schedule))
 
 
 def make_backbone(
@@ -138,8 +152,7 @@ def make_backbone(
         spec = dict(start.recipe.backbone or {})
     else:
         spec = {
-            "vocabulary": base.recipe.tokenizer["vocabulary"],
-            "channels": base.recipe.tokenizer["channels"],
+            **cast(Tokenizer, base.tokenizer).terms,
             "classes": len(data.classes),
             "ladder": plain(cfg.schedule),
             **plain(cfg.backbone),

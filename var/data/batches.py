@@ -6,17 +6,19 @@ exactly where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from var.data.images import Batch, ImageData
 from var.errors import UserError
 
 
 class Batches(Sampler[list[int]]):
-    """Endless index lists, one per micro-batch, from a fresh shuffle each epoch.
+    """Endless lists of numbers, one per micro-batch, from a fresh shuffle each epoch.
+
+    A number is `epoch * length + index`, as `ImageData` takes it: no two are the same.
 
     Args:
         length: of the data set.
@@ -44,26 +46,51 @@ class Batches(Sampler[list[int]]):
         which, share = self.shard[0], self.size // self.shard[1]
         while True:
             rng = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            order = torch.randperm(self.length, generator=rng)
+            order = torch.randperm(self.length, generator=rng) + epoch * self.length
             for batch in range(skip, per_epoch):
                 first = batch * self.size + which * share
                 yield order[first : first + share].tolist()
             epoch, skip = epoch + 1, 0
 
 
-def _as_is(batch: Batch) -> Batch:
+class _Told(Dataset[Batch | UserError]):
+    """A data set whose complaints are handed on like batches.
+
+    Raised in a worker process they would arrive as pages of traceback.
+    """
+
+    def __init__(self, data: ImageData) -> None:
+        self.data = data
+
+    def __getitems__(self, numbers: Sequence[int]) -> Batch | UserError:
+        try:
+            return self.data.__getitems__(numbers)
+        except UserError as error:
+            return error
+
+
+def _as_is(batch: Batch | UserError) -> Batch | UserError:
     return batch
 
 
-def loader(data: ImageData, batches: Sampler[list[int]], workers: int = 0) -> DataLoader[Batch]:
-    """Return a loader of `Batch`es of `data`, in pinned memory where there is a GPU."""
-    return DataLoader(
-        data,  # pyright: ignore[reportArgumentType]
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=_as_is,
+def loader(data: ImageData, batches: Iterable[list[int]]) -> Iterator[Batch]:
+    """Yield the `Batch`es of `data` with these numbers, in pinned memory where there is a GPU.
+
+    They are read ahead by as many processes as `data.workers` says.
+
+    Raises:
+        UserError: one cannot be read.
+    """
+    loaded = DataLoader(
+        _Told(data),
+        batch_sampler=batches,  # pyright: ignore[reportArgumentType]
+        num_workers=data.workers,
+        collate_fn=_as_is,  # pyright: ignore[reportArgumentType]
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=workers > 0,
         # Of its own: opening a loader must not move the random state that a resumed run restored.
         generator=torch.Generator(),
     )
+    for batch in loaded:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch

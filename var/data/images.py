@@ -1,6 +1,6 @@
 """Image data sets: name, pixels and class ids, fetched a whole batch at a time.
 
-Every data set is a map from indices to images (B, 3, H, W) in [0, 1] and labels (B,) int64.
+Every data set is a map from numbers to images (B, 3, H, W) in [0, 1] and labels (B,) int64.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from var.errors import UserError
+from var.schedule import Schedule
+from var.tokenizers.tokenizer import Tokenizer
 
 
 class Batch(NamedTuple):
-    """Images (B, 3, H, W) float32 in [0, 1] and labels (B,) int64."""
+    """Images (B, 3, H, W) float32 in [0, 1], or codes (B, ...) of them, and labels (B,) int64."""
 
     image: Tensor
     label: Tensor
@@ -31,23 +33,56 @@ class Batch(NamedTuple):
 
 
 class ImageData(Protocol):
-    """A data set that hands out batches.
+    """A data set that hands out batches, of images or of what a tokenizer made of them.
+
+    It is asked by numbers that count on through the epochs, `epoch * length + index`. The image is
+    that of the index, `number % length`; random crops and flips are a function of the number. So
+    they are known from the seed and the step alone, whoever does the reading.
 
     Attributes:
         name: for run folders and cards.
         classes: names of the classes, by id.
         size: side of the images in pixels.
+        workers: processes that a loader shall read with; 0: its own.
     """
 
     name: str
     classes: Sequence[str]
     size: int
+    workers: int
 
     def __len__(self) -> int: ...
-    def __getitems__(self, indices: Sequence[int]) -> Batch: ...
+    def __getitems__(self, numbers: Sequence[int]) -> Batch: ...
+
+    def plain(self) -> ImageData:
+        """Return the data set without random crops and flips."""
+        ...
+
+    def reader(self, tokenizer: Tokenizer, schedule: Schedule) -> Tokenizer:
+        """Return the tokenizer that reads what this data set hands out.
+
+        Raises:
+            UserError: it cannot be read with this tokenizer, or on this schedule.
+        """
+        ...
 
 
-class TensorImages(Dataset[Batch]):
+class Images(Dataset[Batch]):
+    """What data sets have in common, as far as they do not say otherwise."""
+
+    classes: Sequence[str]
+    workers: int = 0
+
+    def plain(self) -> ImageData:
+        """Return the data set itself: nothing in it is random."""
+        return self  # pyright: ignore[reportReturnType]
+
+    def reader(self, tokenizer: Tokenizer, schedule: Schedule) -> Tokenizer:
+        """Return the tokenizer itself: it reads pixels."""
+        return tokenizer
+
+
+class TensorImages(Images):
     """A data set that fits in memory.
 
     Args:
@@ -64,9 +99,10 @@ class TensorImages(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        grey = self.pixels[torch.as_tensor(indices)].float().div(255)
-        return Batch(grey[:, None].expand(-1, 3, -1, -1).contiguous(), self.labels[list(indices)])
+    def __getitems__(self, numbers: Sequence[int]) -> Batch:
+        index = torch.as_tensor(numbers) % len(self)
+        grey = self.pixels[index].float().div(255)
+        return Batch(grey[:, None].expand(-1, 3, -1, -1).contiguous(), self.labels[index])
 
 
 def digits(*, train: bool = True, size: int = 16) -> TensorImages:
@@ -125,20 +161,27 @@ def centre_crop(size: int, enlarge: float = 1.125) -> Callable[[Image.Image], Te
     """
 
     def transform(image: Image.Image) -> Tensor:
-        image = _shorter_edge(ImageOps.exif_transpose(image).convert("RGB"), round(enlarge * size))
+        image = shorter_edge(upright(image), round(enlarge * size))
         left = round((image.width - size) / 2)
         top = round((image.height - size) / 2)
-        return _to_tensor(image.crop((left, top, left + size, top + size)))
+        return to_tensor(image.crop((left, top, left + size, top + size)))
 
     return transform
 
 
-def _shorter_edge(image: Image.Image, side: int) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """Return an image in colour, turned as its camera says."""
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def shorter_edge(image: Image.Image, side: int) -> Image.Image:
+    """Return an image with a shorter edge of `side` pixels, resized by Lanczos."""
     short, long = sorted(image.size)
     far = int(side * long / short)
     size = (side, far) if image.width <= image.height else (far, side)
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def _to_tensor(image: Image.Image) -> Tensor:
+def to_tensor(image: Image.Image) -> Tensor:
+    """Return an image in colour as (3, H, W) float32 in [0, 1]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(255)

@@ -1,0 +1,161 @@
+"""`var-encode`: a cache of what a tokenizer makes of a data set, to train generators on."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, cast
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from omegaconf import DictConfig, OmegaConf
+from tqdm.auto import tqdm
+
+from var import hub
+from var.data.images import ImageData
+from var.data.latents import Index, Latents, fingerprint
+from var.devices import PRECISIONS, parse_device, share
+from var.encoding import Encoder, Folder, number_type
+from var.errors import UserError
+from var.schedule import Schedule
+from var.scripts.command import check_least, check_writable, command, made
+from var.scripts.train import check_sizes
+from var.store import Run
+from var.tokenizers.tokenizer import Tokenizer
+
+log = logging.getLogger("var.scripts.encode")
+
+_DTYPES = ("fp16", "fp32")
+
+
+@dataclass
+class Options:
+    """The command's options and their types; `configs/encode.yaml` says what they mean."""
+
+    tokenizer: dict[str, Any]
+    files: str | None
+    data: dict[str, Any]
+    split: str
+    schedule: Any
+    flips: bool
+    dtype: str
+    shard_size: int
+    batch_size: int
+    device: str
+    out: str
+    progress: bool
+
+
+@command("encode")
+def main(cfg: DictConfig) -> None:
+    """Write the cache that the configuration describes, shared out over all processes."""
+    started = perf_counter()
+    merged = OmegaConf.merge(OmegaConf.structured(Options), cfg)
+    options = cast(Options, OmegaConf.to_object(merged))
+    check(options)
+    device = parse_device(options.device)
+    state = PartialState(cpu=device.type == "cpu")
+    if state.num_processes > 1 and device.type != "cpu":
+        device = cast(torch.device, state.device)
+    bar, data = options.progress and state.is_main_process, images(options)
+    run = hub.find(options.tokenizer["run"], device=device, files=options.files)
+    encoder, index = prepare(options, run, data, device)
+    folder = Folder(Path(options.out), index)
+    state.wait_for_everyone()  # whoever looks at the folder has seen it as it was
+    todo = [folder.missing(bar) if state.is_main_process else []]
+    todo = broadcast_object_list(todo)[0]
+    mine = [todo[i] for i in share(len(todo), state.process_index, state.num_processes)]
+    encode(encoder, data, folder, mine, options.batch_size, bar)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        index = folder.finish()
+        log.info(
+            "%d codes, %d of %d shards made in %.1f s: %s",
+            index.entries, len(todo), len(index.shards), perf_counter() - started, options.out,
+        )  # fmt: skip
+
+
+def check(options: Options) -> None:
+    """Check what can be checked before the tokenizer is loaded.
+
+    Raises:
+        UserError: a value makes no sense; the message names it.
+    """
+    check_least(options, {"shard_size": 1, "batch_size": 1})
+    if options.dtype not in _DTYPES:
+        raise UserError(f"dtype={options.dtype}: use {' or '.join(_DTYPES)}")
+    check_writable(Path(options.out), f"out={options.out}")
+
+
+def images(options: Options) -> ImageData:
+    """Return the images to encode, none of them drawn at random.
+
+    Raises:
+        UserError: there is no such split, or they are codes already.
+    """
+    if options.split not in ("train", "test") or options.split not in options.data:
+        raise UserError(f"split={options.split}: use train or, where data has one, test")
+    data: ImageData = made(options.data[options.split])
+    if isinstance(data, Latents):
+        raise UserError(f"{data.root} is a cache already: name the data set that it was made of")
+    return data.plain()
+
+
+def prepare(
+    options: Options, run: Run, data: ImageData, device: torch.device
+) -> tuple[Encoder, Index]:
+    """Return what encodes, and what the cache shall hold.
+
+    Raises:
+        UserError: the tokenizer does not serve this schedule, or these images.
+    """
+    tokenizer, schedule = cast(Tokenizer, run.tokenizer), run.recipe.schedule
+    if options.schedule is not None:
+        schedule = Schedule.scales(options.schedule)
+        if schedule != run.recipe.schedule and not tokenizer.any_schedule:
+            raise UserError(
+                f"schedule={options.schedule} is not that of {options.tokenizer['run']}, "
+                f"{list(run.recipe.schedule.grids)}: leave it out"
+            )
+    check_sizes(tokenizer, schedule, data)
+    with torch.inference_mode():
+        first = data.__getitems__([0]).to(device)
+        code = tokenizer.compress(first.image, schedule)
+    numbers = number_type(tokenizer, code, PRECISIONS[options.dtype])
+    index = Index(
+        data=data.name,
+        split=options.split,
+        size=data.size,
+        classes=tuple(data.classes),
+        images=len(data),
+        flips=options.flips,
+        shard_size=options.shard_size,
+        numbers=str(numbers).removeprefix("torch."),
+        shape=tuple(code.shape[1:]),
+        grids=schedule.grids,
+        tokenizer=fingerprint(run.tokenizer),
+    )
+    return Encoder(tokenizer, schedule, options.flips, numbers, device), index
+
+
+def encode(
+    encoder: Encoder, data: ImageData, folder: Folder, mine: list[int], batch_size: int, bar: bool
+) -> None:
+    """Make some shards of a cache."""
+    parts = [folder.parts[number] for number in mine]
+    each = 2 if encoder.flips else 1
+    with tqdm(total=sum(map(len, parts)), unit="image", disable=not bar) as shown:
+        for number, batches in zip(mine, encoder.shards(data, parts, batch_size), strict=True):
+            codes, labels = [], []
+            for code, label in batches:
+                codes.append(code)
+                labels.append(label)
+                shown.update(len(label) // each)
+            folder.add(number, torch.cat(codes), torch.cat(labels))
+
+
+if __name__ == "__main__":
+    main()
