@@ -270,7 +270,9 @@ def test_hub_ids_are_fetched(run_folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(hub, "snapshot_download", fetch)
     assert var.load("me/my-var").class_count == 3
-    assert asked == [("me/my-var", ["config.yaml", "budget.yaml", "*.safetensors"])]
+    signs = ["config.yaml", "config.json", "vae/config.json"]
+    assert asked == [("me/my-var", signs), ("me/my-var", hub._FILES)]
+    assert hub._FILES == ["config.yaml", "budget.yaml", "*.safetensors"]
     monkeypatch.setattr(hub, "snapshot_download", fail(LocalEntryNotFoundError("offline\nfoo")))
     with pytest.raises(UserError, match=r"no run folder me/my-var, .* hub: offline$"):
         var.load("me/my-var")

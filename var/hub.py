@@ -15,7 +15,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 
-from var import store
+from var import diffusers_vae, store
 from var.errors import UserError
 from var.published import CHECKPOINTS, Checkpoint, Parts, blueprint, load_published
 from var.recipe import Data, Recipe
@@ -25,6 +25,8 @@ from var.untrained import untrained
 
 _ZOO = Path(__file__).parent / "zoo"
 _FILES = [store.CONFIG, store.BUDGET, "*.safetensors"]
+# What tells whether there is a run: repositories may hold much more, in files of any size.
+_SIGNS = [store.CONFIG, *((home / diffusers_vae.CONFIG).as_posix() for home in diffusers_vae.HOMES)]
 _RANDOM = "random/"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -43,8 +45,10 @@ def find(
 ) -> Run:
     """Return the run that a name stands for.
 
-    Looked up in this order: a run folder, a shipped name, a published name (downloaded the first
-    time), `owner/name` on the Hugging Face hub (likewise, never more than the files of a run).
+    Looked up in this order: a run folder, a folder in which diffusers saved an `AutoencoderKL`,
+    alone or as the `vae` of a pipeline (it becomes a run with a tokenizer), a shipped name, a
+    published name (downloaded the first time), `owner/name` on the Hugging Face hub, a folder of
+    either kind (likewise, never more than its files).
     `random/<published name>` is a model of that size with random weights, always the same ones.
 
     Args:
@@ -59,6 +63,8 @@ def find(
     place = Path(name)
     if store.exists(place):
         return store.load(place, device=device, dtype=dtype)
+    if (home := diffusers_vae.home(place)) is not None:
+        return diffusers_vae.load(place / home, device)
     if str(name) in shipped():
         return store.load(_ZOO / name, device=device, dtype=dtype)
     if str(name) in CHECKPOINTS:
@@ -66,9 +72,11 @@ def find(
     if str(name).startswith(_RANDOM) and not place.exists():
         return _random(str(name).removeprefix(_RANDOM), torch.device(device), dtype)
     if place.exists():
-        raise UserError(f"{name} is not a run folder: it holds no {store.CONFIG}")
+        raise UserError(
+            f"{name} is not a run folder: it holds no {store.CONFIG}, and no AutoencoderKL either"
+        )
     if _HUB_ID.fullmatch(str(name)):
-        return store.load(_download(str(name)), device=device, dtype=dtype)
+        return _from_hub(str(name), device, dtype)
     raise UserError(_unknown(str(name)))
 
 
@@ -173,9 +181,22 @@ def _imagenet_classes() -> tuple[str, ...]:
     return tuple(ResNet18_Weights.DEFAULT.meta["categories"])
 
 
-def _download(name: str) -> Path:
+def _from_hub(name: str, device: torch.device | str, dtype: torch.dtype) -> Run:
+    signs = _download(name, _SIGNS)
+    if store.exists(signs):
+        return store.load(_download(name, _FILES), device=device, dtype=dtype)
+    if (home := diffusers_vae.home(signs)) is None:
+        raise UserError(
+            f"{name} on the Hugging Face hub is no run: it holds no {store.CONFIG}, and no "
+            "AutoencoderKL of diffusers either"
+        )
+    files = [(home / file).as_posix() for file in (diffusers_vae.CONFIG, diffusers_vae.WEIGHTS)]
+    return diffusers_vae.load(_download(name, files) / home, device)
+
+
+def _download(name: str, files: list[str]) -> Path:
     with _hub_errors(f"there is no run folder {name}, and none to be had on the Hugging Face hub"):
-        return Path(snapshot_download(name, allow_patterns=_FILES))
+        return Path(snapshot_download(name, allow_patterns=files))
 
 
 def _unknown(name: str) -> str:

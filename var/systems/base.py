@@ -47,21 +47,24 @@ class Checkpoint:
         system: name of the builder.
         repository: on the Hugging Face hub.
         files: prefix of the state's keys to file in the repository; no prefix if there is one file.
+            Where a file goes by several names, the last is that in the repository.
         config: for the builder.
         parameters: of the model or, where there is none, of the tokenizer.
         size: side of its images in pixels.
         sampling: published settings, keywords of `Sampling`.
         decoding: published decoding, see `Recipe.decoding`; None: group by group.
+        repositories: by prefix, those of files that lie in another one.
     """
 
     system: str
     repository: str
-    files: Mapping[str, str]
+    files: Mapping[str, str | tuple[str, ...]]
     config: Config
     parameters: int
     size: int
     sampling: Mapping[str, Any] = field(default_factory=dict[str, Any])
     decoding: Config | None = None
+    repositories: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 class System(Protocol):
