@@ -11,16 +11,19 @@ from pathlib import Path
 from torch import Tensor
 
 from var.errors import UserError
-from var.systems import code
+from var.systems import code, flowar
 from var.systems import var as var_system
 from var.systems.base import Checkpoint, Config, Parts, State, System
 from var.systems.files import locate, read_state
 
 __all__ = ["CHECKPOINTS", "Checkpoint", "Parts", "blueprint", "build", "load_published"]
 
-_SYSTEMS: dict[str, System] = {"var": var_system, "code": code}
+_SYSTEMS: dict[str, System] = {"var": var_system, "code": code, "flowar": flowar}
 
-_BLUEPRINTS: dict[str, Callable[[Config], Parts]] = {"var": var_system.blueprint}
+_BLUEPRINTS: dict[str, Callable[[Config], Parts]] = {
+    "var": var_system.blueprint,
+    "flowar": flowar.blueprint,
+}
 
 CHECKPOINTS: dict[str, Checkpoint] = {
     name: checkpoint
@@ -79,7 +82,8 @@ def load_published(name: str, folder: str | Path | None = None) -> Parts:
     checkpoint = CHECKPOINTS[name]
     state, paths = dict[str, Tensor](), list[Path]()
     for prefix, file in checkpoint.files.items():
-        paths.append(locate(checkpoint.repository, file, Path(folder) if folder else None))
+        repository = checkpoint.repositories.get(prefix, checkpoint.repository)
+        paths.append(locate(repository, file, Path(folder) if folder else None))
         part = read_state(paths[-1])
         state |= {f"{prefix}/{key}": t for key, t in part.items()} if prefix else part
     try:

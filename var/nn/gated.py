@@ -1,0 +1,34 @@
+"""The gated perceptron of a transformer block."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from var.nn.linear import Linear
+
+
+class GatedMlp(nn.Module):
+    """`fall(gelu(gate(x)) * rise(x))` with the exact GELU (FlowAR, section 3).
+
+    Args:
+        width: of input and output.
+        hidden: in between.
+        drop: dropout after the last layer, 0..1.
+    """
+
+    def __init__(self, width: int, hidden: int, *, drop: float = 0.0) -> None:
+        super().__init__()
+        self.gate = Linear(width, hidden)
+        self.rise = Linear(width, hidden)
+        self.fall = Linear(hidden, width)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (R, L, D) to (R, L, D)."""
+        return self.drop(self.fall(F.gelu(self.gate(x)) * self.rise(x)))
+
+
+def gated_hidden(width: int, ratio: float) -> int:
+    """Return the hidden width with as many weights as an ungated perceptron of that ratio."""
+    return int(width * ratio * 2 / 3)

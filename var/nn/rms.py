@@ -1,0 +1,37 @@
+"""Root-mean-square norms, and what shifts and scales them: in float32 whatever the type of weights.
+
+Letters: R rows, L positions, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EPS = 1e-6
+
+
+def rms(x: Tensor) -> Tensor:
+    """Return `x / sqrt(mean(x^2) + 1e-6)` over the last dimension, (..., D) float32."""
+    return F.rms_norm(x.float(), x.shape[-1:], eps=EPS)
+
+
+class RMSNorm(nn.RMSNorm):
+    """`rms(x) weight`.
+
+    Args:
+        width: D.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (..., D) in the type of x."""
+        return rms(x).to(x.dtype) * self.weight.to(x.dtype)
+
+
+def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Return `rms(x) (1 + scale) + shift`, (R, L, D), in the type of the shift."""
+    return torch.addcmul(shift.float(), rms(x), 1 + scale.float()).to(shift.dtype)
