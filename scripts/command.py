@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +75,20 @@ def check_complete(cfg: DictConfig) -> None:
     Raises:
         UserError: one is; the message names it.
     """
-    missing = sorted(OmegaConf.missing_keys(cfg))
+    missing = sorted(_missing(cfg))
     if missing:
         raise UserError(f"{', '.join(missing)} must be given: say {missing[0]}=…")
+
+
+def _missing(node: DictConfig, path: str = "") -> Iterator[str]:
+    # Not `OmegaConf.missing_keys`, which stumbles over values that refer to missing ones.
+    for key in node:
+        if OmegaConf.is_interpolation(node, key):
+            continue
+        if OmegaConf.is_missing(node, key):
+            yield f"{path}{key}"
+        elif isinstance(node[key], DictConfig):
+            yield from _missing(node[key], f"{path}{key}.")
 
 
 def fault(error: Exception) -> Exception:

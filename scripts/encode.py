@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
@@ -15,12 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm.auto import tqdm
 
 from var import hub
-from var.data.images import ImageData
-from var.data.latents import Index, Latents, fingerprint
+from var.data.images import ImageData, check_pixels
+from var.data.latents import Index, fingerprint
 from var.devices import PRECISIONS, parse_device, share
 from var.encoding import Encoder, Folder, number_type
 from var.errors import UserError
-from var.schedule import Schedule
+from var.recipe import parse_schedule
 from var.scripts.command import check_least, check_writable, command, made
 from var.scripts.train import check_sizes
 from var.store import Run
@@ -57,7 +58,8 @@ def main(cfg: DictConfig) -> None:
     options = cast(Options, OmegaConf.to_object(merged))
     check(options)
     device = parse_device(options.device)
-    state = PartialState(cpu=device.type == "cpu")
+    # The others wait while one looks at what is there already.
+    state = PartialState(cpu=device.type == "cpu", timeout=timedelta(days=1))
     if state.num_processes > 1 and device.type != "cpu":
         device = cast(torch.device, state.device)
     bar, data = options.progress and state.is_main_process, images(options)
@@ -99,8 +101,7 @@ def images(options: Options) -> ImageData:
     if options.split not in ("train", "test") or options.split not in options.data:
         raise UserError(f"split={options.split}: use train or, where data has one, test")
     data: ImageData = made(options.data[options.split])
-    if isinstance(data, Latents):
-        raise UserError(f"{data.root} is a cache already: name the data set that it was made of")
+    check_pixels(data, "var-encode")
     return data.plain()
 
 
@@ -114,7 +115,7 @@ def prepare(
     """
     tokenizer, schedule = cast(Tokenizer, run.tokenizer), run.recipe.schedule
     if options.schedule is not None:
-        schedule = Schedule.scales(options.schedule)
+        schedule = parse_schedule(options.schedule, "schedule")
         if schedule != run.recipe.schedule and not tokenizer.any_schedule:
             raise UserError(
                 f"schedule={options.schedule} is not that of {options.tokenizer['run']}, "
@@ -128,6 +129,7 @@ def prepare(
     index = Index(
         data=data.name,
         split=options.split,
+        source=data.digest(),
         size=data.size,
         classes=tuple(data.classes),
         images=len(data),

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from tqdm.auto import tqdm
 
 import var
 from var.atomic import write
-from var.data.images import ImageData, crop_fashion_mnist
+from var.bench.stopwatch import finisher
+from var.data.images import ImageData, check_pixels, crop_fashion_mnist
 from var.devices import parse_device, parse_precision
 from var.errors import UserError
 from var.metrics.features import SmallClassifier
@@ -42,6 +44,7 @@ def main(cfg: DictConfig) -> None:
     pipe = load(cfg.model, device=device, dtype=dtype, compile=cfg.compile, files=cfg.files)
     network: SmallClassifier = made(cfg.features).to(pipe.device)
     data: ImageData = made(cfg.data[cfg.reference])
+    check_pixels(data, "var-evaluate")
     generation = cfg.mode == "generation" or (cfg.mode == "auto" and pipe.run.model is not None)
     figures = (samples if generation else reconstructions)(cfg, pipe, network, data)
     report = {
@@ -105,8 +108,9 @@ def samples(
     likeness = Likeness(network, crop_fashion_mnist)
     likeness.real(real_images(data, cfg.batch_size, pipe.device))
     ids = [label for label in range(pipe.class_count) for _ in range(cfg.number)]
-    seeds, done = range(cfg.seed, cfg.seed + len(ids)), 0
-    for images in pipe.batches(
+    seeds, done, timed, seconds = range(cfg.seed, cfg.seed + len(ids)), 0, 0, 0.0
+    finish = finisher(pipe.device)
+    batches = pipe.batches(
         ids,
         seeds,
         sampling=sampling,
@@ -114,11 +118,17 @@ def samples(
         cache=made(cfg.cache)(pipe),
         batch_size=cfg.batch_size,
         progress=True,
-    ):
+    )
+    while done < len(ids):
+        start = perf_counter()
+        images = next(batches)[:, -1]
+        finish()
+        if done or len(images) == len(ids):  # the first of several pays for warming up
+            seconds, timed = seconds + perf_counter() - start, timed + len(images)
         label = torch.tensor(ids[done : done + len(images)], device=pipe.device)
-        likeness.fake(images[:, -1], label)
+        likeness.fake(images, label)
         done += len(images)
-    figures = likeness.report()
+    figures = {**likeness.report(), "images_per_second": round(timed / seconds, 2)}
     return {"images": len(ids), "seed": cfg.seed, "sampling": vars(sampling), **figures}
 
 

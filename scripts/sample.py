@@ -58,6 +58,11 @@ class Options:
 def main(cfg: DictConfig) -> None:
     """Draw what the configuration describes, shared out over all processes."""
     started = perf_counter()
+    if not isinstance(cfg.steps, bool):
+        raise UserError(
+            f"steps={cfg.steps}: true shows how images form, false does not; "
+            "the steps of a flow are sampling.steps"
+        )
     merged = OmegaConf.merge(OmegaConf.structured(Options), cfg)
     options = cast(Options, OmegaConf.to_object(merged))
     out = output(cfg)

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from var import hub, store
 from var.data.batches import Batches, loader
-from var.data.images import ImageData
-from var.data.latents import Latents
+from var.data.images import ImageData, check_pixels
 from var.errors import UserError
+from var.models.base import Backbone
 from var.pipeline import Pipeline
-from var.recipe import Data, Recipe, build, keywords, parse_sampling
+from var.recipe import Data, Recipe, build, keywords, parse_sampling, parse_schedule
 from var.schedule import Schedule
 from var.scripts.command import command, made
 from var.tokenizers.losses import Objective
@@ -80,12 +80,11 @@ def tokenizer(cfg: DictConfig, data: ImageData, folder: Path) -> tuple[Task, Exp
     for name in ("groups", "init.run", "teacher.run"):
         if OmegaConf.select(cfg, name) is not None:
             raise UserError(f"{name} is for generators: leave it out, or choose a backbone")
-    if isinstance(data, Latents):
-        raise UserError("data=latents is for generators: a tokenizer is trained on images")
+    check_pixels(data, "training a tokenizer")
     spec: dict[str, Any] = plain(cfg.tokenizer)
     if "scales" in keywords(spec, "tokenizer"):
         spec["scales"] = len(cfg.schedule)
-    recipe = Recipe(spec, Schedule.scales(plain(cfg.schedule)), data=describe(data))
+    recipe = Recipe(spec, parse_schedule(plain(cfg.schedule), "schedule"), data=describe(data))
     module: Any = build(spec, "tokenizer", device="cpu")
     check_sizes(module, recipe.schedule, data)
     task = made(cfg.task)(
@@ -103,6 +102,7 @@ def generator(cfg: DictConfig, data: ImageData, folder: Path) -> tuple[Task, Exp
     check_sizes(base.tokenizer, base.recipe.schedule, data)
     backbone, spec = make_backbone(cfg, data, base)
     sampling = parse_sampling(plain(cfg.sampling), "sampling")
+    cast(Backbone, backbone).head.check(sampling)
     recipe = Recipe(
         base.recipe.tokenizer, base.recipe.schedule, spec, data=describe(data), sampling=sampling
     )
@@ -130,7 +130,10 @@ def trained_tokenizer(cfg: DictConfig) -> store.Run:
     Raises:
         UserError: there is none of that name, or it serves another schedule only.
     """
-    base, schedule = hub.find(cfg.tokenizer.run), Schedule.scales(plain(cfg.schedule))
+    base, schedule = (
+        hub.find(cfg.tokenizer.run, files=cfg.files),
+        parse_schedule(plain(cfg.schedule), "schedule"),
+    )
     if schedule != base.recipe.schedule and not cast(Tokenizer, base.tokenizer).any_schedule:
         raise UserError(
             f"schedule={cfg.schedule} is not that of tokenizer.run={cfg.tokenizer.run}, "
@@ -147,7 +150,7 @@ def make_backbone(
     Raises:
         UserError: it cannot be built so, or the run to begin with is of another kind.
     """
-    start = hub.companion(base, cfg.init.run) if cfg.init.run else None
+    start = hub.companion(base, cfg.init.run, files=cfg.files) if cfg.init.run else None
     if start is not None and not cfg.backbone:
         spec = dict(start.recipe.backbone or {})
     else:
@@ -187,7 +190,7 @@ def take_weights(module: nn.Module, source: nn.Module, name: str) -> None:
 def distil(cfg: DictConfig, base: store.Run, common: dict[str, Any]) -> Task:
     """Return the task of learning from a teacher, a generator of the same tokens."""
     settings = plain(cfg.teacher)
-    teacher = hub.companion(base, settings.pop("run"))
+    teacher = hub.companion(base, settings.pop("run"), files=cfg.files)
     return DistilTask(**common, **settings, teacher=teacher.model, steps=cfg.trainer.steps)
 
 
@@ -202,7 +205,7 @@ def check_sizes(tokenizer: Any, schedule: Schedule, data: ImageData) -> None:
         raise UserError(
             f"schedule ends on a grid of {schedule.grids[-1]}, but {data.name} images of "
             f"{data.size} pixels have {data.size / tokenizer.factor:g} cells a side in this "
-            "tokenizer: change the last entry of schedule, or tokenizer.multipliers"
+            "tokenizer: change the last entry of schedule, or take another tokenizer"
         )
 
 

@@ -27,7 +27,8 @@ def images() -> TensorImages:
 
 def index(tokenizer: Drawing) -> Index:
     return Index(
-        data="toy", split="train", size=8, classes=tuple("abcdefghijk"), images=11, flips=True,
+        data="toy", split="train", source="a1", size=8,
+        classes=tuple("abcdefghijk"), images=11, flips=True,
         shard_size=4, numbers="float16", shape=(3, 4, 4), grids=SCHEDULE.grids,
         tokenizer=fingerprint(tokenizer),
     )  # fmt: skip

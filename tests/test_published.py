@@ -6,10 +6,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests import tiny
-from var import published
+import var
+from tests import tiny, tiny_flowar
+from var import hub, published
 from var.errors import UserError
 from var.published import CHECKPOINTS, build, load_published
+from var.recipe import Recipe
+from var.sampling import Sampling
 from var.systems import var_keys
 from var.systems.files import locate, read_state
 from var.tokenizers.multiscale import MultiScaleVQ
@@ -204,6 +207,61 @@ def test_the_files_of_another_release_are_refused(released: Path) -> None:
     torch.save(var_keys.publish(tiny.model(depth=1, channels=7)), released / "model.pth")
     with pytest.raises(UserError, match=r"model.pth and .* are not toy: .*\(32, 7\) instead of"):
         load_published("toy", released)
+
+
+# Parameters as counted in the published files; guidance, its last time, and steps of the README.
+FLOWAR = {
+    "flowar-s": (171_718_072, (1.0, 4.3), 0.9, 25),
+    "flowar-l": (586_862_912, (1.0, 2.4), 0.9, 25),
+    "flowar-h": (1_913_316_880, (1.0, 2.4), 0.7, 50),
+}
+
+
+@pytest.mark.parametrize("name", FLOWAR)
+def test_flowar_is_as_large_as_its_files_and_drawn_as_its_readme_says(name: str) -> None:
+    count, guidance, interval, steps = FLOWAR[name]
+    run = hub.find(f"random/{name}", device="meta", dtype=torch.bfloat16)
+    assert run.model is not None
+    assert sum(p.numel() for p in run.model.parameters()) == count == CHECKPOINTS[name].parameters
+    assert sum(p.numel() for p in run.tokenizer.parameters()) == 66_456_019
+    parts = {*run.model.parameters(), *run.tokenizer.parameters()}
+    assert all(weight.is_meta for weight in parts)
+    recipe = run.recipe
+    assert recipe.sampling == Sampling(
+        guidance=guidance, interval=(0.0, interval), steps=steps, solver="published"
+    )
+    assert (recipe.data.size, len(recipe.data.classes)) == (256, 1000)
+    assert recipe.schedule.grids == tuple((side, side) for side in (1, 2, 4, 8, 16))
+    assert Recipe.parse(recipe.text(), "it").sampling == recipe.sampling
+
+
+@pytest.fixture
+def released_flowar(released: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the two files of a tiny FlowAR, which the table lists as `toy-flowar`."""
+    tiny_flowar.release(released)
+    toy = replace(
+        CHECKPOINTS["flowar-s"],
+        repository="nobody/nothing",
+        files={"model": "FlowAR-T.pth", "vae": ("kl16.ckpt", "kl16.safetensors")},
+        config={"model": tiny_flowar.MODEL, "vae": tiny_flowar.VAE},
+        size=8,
+    )
+    monkeypatch.setitem(published.CHECKPOINTS, "toy-flowar", toy)
+    return released
+
+
+def test_a_released_flowar_draws_images(released_flowar: Path, tmp_path: Path) -> None:
+    pipe = var.load("toy-flowar", files=released_flowar)
+    images = pipe(labels=[3, "goldfish", -1], seed=1, steps=4)
+    assert images.shape == (3, 3, 8, 8) and images.isfinite().all()
+    again = pipe(labels=["goldfish"], seed=2, steps=4)
+    torch.testing.assert_close(again, images[1:2], rtol=0, atol=1e-4)
+    assert (images[0] - images[2]).abs().max() > 0.01
+    plain = pipe(labels=[3], seed=1, steps=4, guidance=0)
+    assert (plain - images[:1]).abs().max() > 1e-4
+    pipe.save(tmp_path / "run")
+    stored = var.load(tmp_path / "run")(labels=[3, 1, -1], seed=1, steps=4)
+    assert torch.equal(stored, images)
 
 
 def test_an_unknown_checkpoint_is_refused() -> None:

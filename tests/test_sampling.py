@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -59,6 +61,18 @@ def test_labels_are_a_row_of_whole_numbers(labels: torch.Tensor) -> None:
         ("top_k", 2.5),
         ("top_p", 1.1),
         ("top_p", -0.1),
+        ("steps", 0),
+        ("steps", -1),
+        ("steps", 2.5),
+        ("steps", (5, 0)),
+        ("steps", []),
+        ("interval", -0.1),
+        ("interval", 1.1),
+        ("interval", float("nan")),
+        ("interval", (0.5, 0.2)),
+        ("interval", (0.0, float("nan"))),
+        ("interval", (0.5,)),
+        ("interval", (0.0, 0.5, 1.0)),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(name: str, value: object) -> None:
@@ -76,6 +90,34 @@ def test_settings_may_differ_from_group_to_group() -> None:
         Sampling(top_p=())
     with pytest.raises(ValueError, match="top_k"):
         Sampling(top_k=(5, -1))
+
+
+def test_a_single_time_is_the_published_end_of_guidance() -> None:
+    assert Sampling().interval == (0.0, 1.0)
+    assert Sampling(interval=0.9) == Sampling(interval=(0.0, 0.9)) == Sampling(interval=[0, 0.9])
+    assert Sampling(interval=0).interval == (0.0, 0.0)
+    assert Sampling(interval=(0.4, 0.4)).interval == (0.4, 0.4)
+
+
+def test_settings_of_a_flow_may_be_changed_one_by_one() -> None:
+    sampling = Sampling(guidance=(1.0, 4.3), interval=0.9, steps=[4, 8], solver="published")
+    assert isinstance(hash(sampling), int)
+    changed = replace(sampling, steps=25)
+    assert (changed.interval, changed.scales, changed.steps) == ((0.0, 0.9), (1.0, 4.3), 25)
+    assert replace(changed, steps=(4, 8)) == sampling
+
+
+def test_a_flow_may_take_other_steps_at_every_group() -> None:
+    sampling = Sampling(steps=[4, 8, 25], solver="heun", interval=(0.2, 0.7), temperature=0.9)
+    assert sampling.steps == (4, 8, 25)
+    alone = Sampling(solver="heun", interval=(0.2, 0.7), temperature=0.9, steps=8)
+    assert sampling.at(1) == alone and alone.at(1) is alone
+    sampling.check(3)
+    alone.check(3)
+    with pytest.raises(ValueError, match="steps is given for 3 groups, the schedule has 5"):
+        sampling.check(5)
+    with pytest.raises(ValueError, match="steps is an empty list: give one number, or one per"):
+        Sampling(steps=())
 
 
 def test_a_null_half_that_weighs_nothing_is_not_predicted() -> None:

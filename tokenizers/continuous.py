@@ -154,12 +154,11 @@ class KL(nn.Module):
 
     def decode(self, canvas: Canvas) -> Tensor:
         """Return the image (B, 3, H, W) float32 in [0, 1] of what is written so far."""
-        return decoded(canvas.latent / self.scale + self.shift, self.pixels, self.factor)
+        return decoded(canvas.latent, self.pixels, self.factor)
 
     def pixels(self, latent: Tensor) -> Tensor:
-        """Return the image (B, 3, H, W) of a latent of the autoencoder, around [-1, 1]."""
-        latent = latent.to(next(self.vae.decoder.parameters()).dtype)
-        return self.vae.decoder(self._quantised("post_quant_conv", latent))
+        """Return the decoder's image (B, 3, H, W) of a latent: around [-1, 1], not clamped."""
+        return self._decoded(latent / self.scale + self.shift)
 
     def fast(self, dtype: torch.dtype) -> Self:
         """Return the same tokenizer with a decoder for inference in `dtype`, laid out to be fast.
@@ -181,7 +180,11 @@ class KL(nn.Module):
         posterior = Posterior.of(
             self._quantised("quant_conv", self.vae.encoder(minus_one_one(image)))
         )
-        return (self.pixels(posterior.sample(rng)) + 1) / 2, posterior
+        return (self._decoded(posterior.sample(rng)) + 1) / 2, posterior
+
+    def _decoded(self, latent: Tensor) -> Tensor:
+        latent = latent.to(next(self.vae.decoder.parameters()).dtype)
+        return self.vae.decoder(self._quantised("post_quant_conv", latent))
 
     def _quantised(self, name: str, x: Tensor) -> Tensor:
         convolution = getattr(self.vae, name)  # None in autoencoders that do without

@@ -81,6 +81,11 @@ class Folder:
     def finish(self) -> Index:
         """Write the index of a folder of which no shard is missing, and return it."""
         noted = self._noted()
+        if lost := [_name(i) for i in range(len(self.parts)) if _name(i) not in noted]:
+            raise UserError(
+                f"{self.root} lacks {lost[0]} and {len(lost) - 1} more when all is done: "
+                "out must be a folder that all processes share"
+            )
         shards = tuple(noted[_name(i)] for i in range(len(self.parts)))
         index = replace(self.index, shards=shards)
         _write(self.root / INDEX, index.text().encode())

@@ -18,7 +18,7 @@ from var import choices, fast, hub, store
 from var.decoding.loop import decide
 from var.drawing import Drawing
 from var.errors import UserError
-from var.heads.base import check_heeded
+from var.heads.base import check_settings
 from var.labels import Label, class_ids
 from var.models.base import Backbone
 from var.random import Rng
@@ -148,13 +148,13 @@ class Pipeline:
             UserError: a setting means nothing to this model, or a list is of the wrong length.
         """
         given = {k: value for k, value in changes.items() if value is not None}
-        if self.run.model is not None:
-            check_heeded(self.model.head, given)
         sampling = replace(self.run.recipe.sampling, **cast(dict[str, Any], given))
         try:
             sampling.check(len(self.schedule))
         except ValueError as error:
             raise UserError(str(error)) from error
+        if self.run.model is not None:
+            check_settings(self.model.head, given, sampling)
         return sampling
 
     def ids(self, labels: Iterable[Label] | Label) -> list[int]:

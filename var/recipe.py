@@ -79,7 +79,7 @@ class Recipe:
         backbone, decoding = plain.get("backbone"), plain.get("decoding")
         return cls(
             tokenizer=_spec(plain["tokenizer"], f"{where}: tokenizer"),
-            schedule=_schedule(plain["schedule"], f"{where}: schedule"),
+            schedule=parse_schedule(plain["schedule"], f"{where}: schedule"),
             backbone=None if backbone is None else _spec(backbone, f"{where}: backbone"),
             data=_data(plain.get("data") or {}, f"{where}: data"),
             sampling=parse_sampling(plain.get("sampling") or {}, f"{where}: sampling"),
@@ -189,7 +189,12 @@ def _choice(value: object, where: str) -> Spec:
     return dict(value)
 
 
-def _schedule(value: object, where: str) -> Schedule:
+def parse_schedule(value: object, where: str) -> Schedule:
+    """Return the schedule of a ladder read from YAML or a command line.
+
+    Raises:
+        UserError: it is none.
+    """
     try:
         return Schedule.scales(value)  # type: ignore[arg-type]
     except (ValueError, TypeError, IndexError) as error:

@@ -108,10 +108,12 @@ class Sampling:
         self._check_flow()
 
     def _check_flow(self) -> None:
-        if not all(isinstance(n, int) and n >= 1 for n in _each(self.steps)):
+        if not all(type(n) is int and n >= 1 for n in _each(self.steps)):
             raise ValueError(f"steps must be whole numbers of at least 1, got {self.steps}")
+        if not isinstance(self.solver, str):
+            raise ValueError(f"solver must be a name, got {self.solver}")
         until = self.interval
-        both = (0.0, until) if isinstance(until, int | float) else tuple(until)
+        both = (0.0, until) if isinstance(until, int | float) else tuple(until or ())
         object.__setattr__(self, "interval", both)
         if len(both) != 2 or not 0 <= both[0] <= both[1] <= 1:
             raise ValueError(f"interval must be a time in 0..1, or a first and a last, got {until}")

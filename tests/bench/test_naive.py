@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests import tiny
 from tests.bench.conftest import MakeRow
-from var.bench.naive import NaiveCache, NaivePrediction, naive
+from var.bench.naive import NaiveCache, naive
+from var.bench.naive_heads import NaivePrediction, naive_head
 from var.bench.rows import Row
 from var.bench.stopwatch import Stopwatch
 from var.bench.subjects import Combination
@@ -22,6 +22,13 @@ SAMPLINGS = [
     Sampling(guidance=1.5, top_k=9, top_p=0.8),
     Sampling(guidance=0.0, temperature=0.7, top_p=0.5, temper_last=True),
     Sampling(guidance=(0.5, 3.0), temperature=1.3, top_k=20),
+]
+
+
+FLOWS = [
+    Sampling(guidance=2.0, steps=3),
+    Sampling(guidance=0.0, steps=2, solver="heun"),
+    Sampling(guidance=(1.0, 3.0), steps=8, solver="published", interval=0.7, temperature=0.9),
 ]
 
 
@@ -103,7 +110,22 @@ def test_half_precision_is_a_matter_of_products_not_of_weights(
     assert set(seen) == {torch.bfloat16} and images.dtype == torch.float32
 
 
-def test_what_is_no_var_is_refused(tiny_run: Run) -> None:
-    other = replace(tiny_run, tokenizer=tiny.tokenizer())
-    with pytest.raises(UserError, match="VAR models only"):
-        naive(other)
+@pytest.mark.parametrize("tiny_run", ["flowar"], indirect=True)
+@pytest.mark.parametrize("sampling", FLOWS)
+@pytest.mark.parametrize("greedy", [False, True])
+def test_the_naive_way_follows_a_flow_to_the_same_place(
+    make_row: MakeRow, tiny_run: Run, sampling: Sampling, greedy: bool
+) -> None:
+    row = make_row(sampling=sampling, greedy=greedy, batch=3)
+    images, tokens = drawn(row)
+    plain_images, plain_tokens = drawn(naive_row(row, tiny_run))
+    torch.testing.assert_close(tokens, plain_tokens, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(images, plain_images, rtol=0, atol=1e-4)
+    assert tokens.std() > 0.1
+
+
+def test_what_has_no_naive_way_is_refused(tiny_run: Run) -> None:
+    alone = replace(tiny_run, model=None, recipe=replace(tiny_run.recipe, backbone=None))
+    with pytest.raises(UserError, match="a naive row needs a generator"):
+        naive(alone)
+    assert naive_head(nn.Identity(), torch.float32) is None

@@ -182,3 +182,14 @@ def test_the_config_makes_both_splits(root: Path) -> None:
     train, test = instantiate(cfg.data.train), instantiate(cfg.data.test)
     assert (len(train), len(test), train.workers, train.size) == (4, 2, 4, 16)
     assert train.crop is not None and train.crop.flip and test.crop is None
+
+
+def test_a_digest_tells_crops_and_files_apart_but_not_places(root: Path, tmp_path: Path) -> None:
+    whole = training(root)
+    assert whole.digest() == training(root).digest() == whole.plain().digest()
+    assert whole.digest() != training(root, enlarge=1.0).digest()
+    moved = tmp_path / "moved"
+    (root / "train").rename(moved)
+    assert training(moved).digest() == whole.digest()
+    (moved / "cat/a.JPEG").unlink()
+    assert training(moved).digest() != whole.digest()

@@ -39,7 +39,8 @@ def write(data: TensorImages, tmp_path: Path) -> Write:
         tokenizer: Tokenizer, shape: tuple[int, ...], numbers: str, flips: bool = False
     ) -> Path:
         index = Index(
-            data="toy", split="train", size=8, classes=tuple(data.classes), images=7, flips=flips,
+            data="toy", split="train", source="a1", size=8,
+            classes=tuple(data.classes), images=7, flips=flips,
             shard_size=3, numbers=numbers, shape=shape, grids=SCHEDULE.grids,
             tokenizer=fingerprint(tokenizer),  # type: ignore[arg-type]
         )  # fmt: skip
@@ -181,9 +182,10 @@ def test_another_schedule_is_refused_unless_the_tokenizer_serves_any_with_its_la
 
 
 def test_an_index_is_read_as_it_was_written() -> None:
+    shards = Shard("00000.safetensors", 4, "cd"), Shard("00001.safetensors", 2, "ef")
     index = Index(
-        "toy", "train", 8, ("no", "1", "café: ☕"), 3, True, 2, "int16", (3, 4), ((1, 1), (2, 3)),
-        "ab", (Shard("00000.safetensors", 4, "cd"), Shard("00001.safetensors", 2, "ef")),
+        "toy", "train", "a1", 8, ("no", "1", "café: ☕"), 3, True, 2, "int16", (3, 4),
+        ((1, 1), (2, 3)), "ab", shards,
     )  # fmt: skip
     assert Index.parse(index.text(), "here") == index
     assert index.differences(replace(index, flips=False, shards=())) == ["flips True, not False"]
@@ -225,7 +227,9 @@ def test_codes_are_mapped_not_loaded(tmp_path: Path) -> None:
     if not Path("/proc/self/status").exists():
         pytest.skip("asks Linux how much memory is taken")
     count = 200_000
-    index = Index("toy", "train", 8, ("a",), count, False, count, "int16", (100,), ((1, 1),), "ab")
+    index = Index(
+        "toy", "train", "a1", 8, ("a",), count, False, count, "int16", (100,), ((1, 1),), "ab"
+    )
     folder = Folder(tmp_path, index)
     folder.add(0, torch.ones(count, 100, dtype=torch.int16), torch.zeros(count, dtype=torch.int64))
     cache = Latents(tmp_path, folder.finish())

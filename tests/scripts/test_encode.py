@@ -108,6 +108,7 @@ def test_a_tokenizer_of_any_schedule_is_given_one(
 
 
 FAULTS = {
+    "schedule=8": "schedule must be a list of sides",
     "out=/dev/null/cache": "cannot write out=/dev/null/cache",
     "dtype=bf16": "dtype=bf16: use fp16 or fp32",
     "split=val": "split=val: use train or, where data has one, test",
@@ -135,7 +136,7 @@ def test_a_cache_is_not_encoded_again(place: Path, monkeypatch: pytest.MonkeyPat
     encode()
     with initialize_config_module("var.configs", version_base="1.3"):
         again = ["tokenizer.run=run", "data=latents", "data.root=cache", "out=again", "device=cpu"]
-        with pytest.raises(UserError, match="cache is a cache already: name the data set"):
+        with pytest.raises(UserError, match="var-encode needs images: name the data set"):
             main(compose("encode", again))
         with pytest.raises(UserError, match="split=test: use train"):
             main(compose("encode", [*again, "split=test"]))

@@ -107,6 +107,11 @@ def test_the_note_says_what_was_recommended(run_folder: Path) -> None:
     assert read_settings("samples.png")["decoding"] == {"name": "sequential"}
 
 
+def test_steps_of_a_solver_are_told_from_those_to_be_shown(run_folder: Path) -> None:
+    with pytest.raises(UserError, match=r"steps=8: true shows .* sampling\.steps"):
+        run(f"model={run_folder}", "steps=8")
+
+
 def test_steps_show_how_images_form(run_folder: Path) -> None:
     run(f"model={run_folder}", "out=steps.png", "steps=true")
     run(f"model={run_folder}", "out=final.png", "columns=1")

@@ -16,19 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from var import recipe
+from var.bench.naive_heads import autocast, naive_head
 from var.cache.base import Cache, CacheKind, Plain
 from var.cache.dense import DenseMemory
 from var.errors import UserError
-from var.heads.categorical import Categorical, CategoricalPrediction, SmoothPrediction
-from var.models.var import VAR
-from var.random import Rng
-from var.sampling import Condition, Guide, Sampling
+from var.models.base import Backbone
+from var.sampling import Condition
 from var.schedule import Span
 from var.store import Run
 from var.tokenizers.around import Wrapped
 from var.tokenizers.autoencoder import ResBlock, Upsample, zero_one
-from var.tokenizers.multiscale import MultiScaleVQ
-from var.tokenizers.tokenizer import Canvas
+from var.tokenizers.tokenizer import Canvas, Tokenizer
 
 
 def naive(run: Run, dtype: torch.dtype = torch.float32) -> Run:
@@ -39,14 +37,17 @@ def naive(run: Run, dtype: torch.dtype = torch.float32) -> Run:
         dtype: what products are computed in; the weights stay in float32.
 
     Raises:
-        UserError: the run is none of VAR's.
+        UserError: nobody has written the obvious way to use the run's head.
     """
-    if not (isinstance(run.model, VAR) and isinstance(run.tokenizer, MultiScaleVQ)):
-        raise UserError("a naive row can be built of VAR models only: say naive=false")
-    assert run.recipe.backbone is not None
-    model = cast(VAR, _plain(run.model, run.recipe.backbone))
-    tokenizer = cast(MultiScaleVQ, _plain(run.tokenizer, run.recipe.tokenizer))
-    return Run(run.recipe, NaiveTokenizer(tokenizer, dtype), NaiveBackbone(model, dtype))
+    if run.model is None or run.recipe.backbone is None:
+        raise UserError("a naive row needs a generator: say naive=false")
+    model = _plain(run.model, run.recipe.backbone)
+    tokenizer = _plain(run.tokenizer, run.recipe.tokenizer)
+    head = naive_head(model.head, dtype)  # type: ignore[arg-type]
+    if head is None:
+        raise UserError(f"there is no naive row for heads of {type(model.head).__name__}")
+    backbone = NaiveBackbone(cast(Backbone, model), head, dtype)
+    return Run(run.recipe, NaiveTokenizer(tokenizer, dtype), backbone)
 
 
 def _plain(module: nn.Module, spec: recipe.Spec) -> nn.Module:
@@ -103,67 +104,18 @@ class NaiveCache(Plain):
         super().__init__([NaiveMemory() for _ in range(layers)])
 
 
-class NaivePrediction(CategoricalPrediction):
-    """A prediction that sorts all logits for each filter."""
-
-    def shaped(self, sampling: Sampling) -> CategoricalPrediction:
-        """Return the prediction after temperature, top-k and top-p of a single group."""
-        temperature = cast(float, sampling.temperature)
-        before, after = (1.0, temperature) if sampling.temper_last else (temperature, 1.0)
-        logits = self.logits / before
-        if sampling.top_k:
-            logits = _top_k(logits, cast(int, sampling.top_k))
-        if sampling.top_p:
-            logits = _top_p(logits, cast(float, sampling.top_p))
-        kind = SmoothPrediction if sampling.smooth else CategoricalPrediction
-        return kind(logits / after, self.progress)
-
-
-def _top_k(logits: Tensor, k: int) -> Tensor:
-    values = logits.sort(dim=-1, descending=True).values
-    least = values[..., min(k, values.shape[-1]) - 1, None]
-    return logits.masked_fill(logits < least, -torch.inf)
-
-
-def _top_p(logits: Tensor, p: float) -> Tensor:
-    values, order = logits.sort(dim=-1, descending=True, stable=True)
-    mass = values.softmax(dim=-1).flip(-1).cumsum(dim=-1).flip(-1)  # of a code and all below
-    out = mass <= 1 - p
-    out[..., 0] = False
-    return logits.masked_fill(torch.zeros_like(out).scatter(-1, order, out), -torch.inf)
-
-
-class NaiveHead(nn.Module):
-    """A head that predicts from all rows, whatever they weigh."""
-
-    def __init__(self, head: Categorical, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.head, self.dtype, self.heeds = head, dtype, head.heeds
-
-    def forward(self, h: Tensor, span: Span, guide: Guide) -> NaivePrediction:
-        """Return the guided distributions of features (R, L, D)."""
-        with _autocast(h, self.dtype):
-            logits = self.head.linear(h).float()
-        return NaivePrediction(guide(logits), guide.progress)
-
-    def loss(self, h: Tensor, tokens: Tensor, span: Span, rng: Rng) -> Tensor:
-        """Return the head's loss."""
-        return self.head.loss(h, tokens, span, rng)
-
-
 class NaiveBackbone(nn.Module):
     """A backbone that casts its weights at each use, and has a naive head and cache."""
 
-    def __init__(self, model: VAR, dtype: torch.dtype) -> None:
+    def __init__(self, model: Backbone, head: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        self.model, self.dtype = model, dtype
-        self.head = NaiveHead(model.head, dtype)
+        self.model, self.head, self.dtype = model, head, dtype
 
     def forward(
         self, x: Tensor, span: Span, condition: Condition, cache: Cache | None = None
     ) -> Tensor:
         """Return features for the head, (R, L, D)."""
-        with _autocast(x, self.dtype):
+        with autocast(x, self.dtype):
             return self.model(x, span, condition, cache)
 
     def new_cache(self, kind: CacheKind | None = None, groups: int | None = None) -> Cache:
@@ -174,17 +126,11 @@ class NaiveBackbone(nn.Module):
 class NaiveTokenizer(Wrapped):
     """A tokenizer that decodes a batch in one go."""
 
-    def __init__(self, tokenizer: MultiScaleVQ, dtype: torch.dtype) -> None:
-        super().__init__(tokenizer)
-        self.pixels, self.dtype = tokenizer.pixels, dtype
+    def __init__(self, tokenizer: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__(cast(Tokenizer, tokenizer))
+        self.pixels, self.dtype = cast(Callable[[Tensor], Tensor], tokenizer.pixels), dtype
 
     def decode(self, canvas: Canvas) -> Tensor:
         """Return the image (B, 3, H, W) float32 in [0, 1]."""
-        with _autocast(canvas.latent, self.dtype):
+        with autocast(canvas.latent, self.dtype):
             return zero_one(self.pixels(canvas.latent).float())
-
-
-def _autocast(x: Tensor, dtype: torch.dtype) -> torch.autocast:
-    half = dtype != torch.float32
-    # Without the cache of casts, which would be good for one call only.
-    return torch.autocast(x.device.type, dtype if half else None, half, cache_enabled=False)

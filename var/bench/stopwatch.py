@@ -143,6 +143,10 @@ class WatchedHead:
         with self._watch.stage("head"):
             return WatchedPrediction(self._inner(h, span, guide), self._watch)
 
+    def check(self, sampling: Sampling) -> None:
+        """Check what the head checks."""
+        self._inner.check(sampling)
+
     def loss(self, h: Tensor, tokens: Tensor, span: Span, rng: Rng) -> Tensor:
         """Return the loss of each position."""
         return self._inner.loss(h, tokens, span, rng)

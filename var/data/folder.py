@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from copy import copy
@@ -90,6 +91,13 @@ class ImageFolder(Images):
     def __getitems__(self, numbers: Sequence[int]) -> Batch:
         index = torch.as_tensor(numbers) % len(self)
         return Batch(torch.stack([self._image(number) for number in numbers]), self.labels[index])
+
+    def digest(self) -> str:
+        """Return the sha256 of file names, labels and how the centre is cut out."""
+        digest = hashlib.sha256(f"{self.size} {self.enlarge}".encode())
+        digest.update(self.files.tobytes())
+        digest.update(self.labels.numpy().data)
+        return digest.hexdigest()
 
     def plain(self) -> ImageData:
         """Return the same images, of each the centre."""

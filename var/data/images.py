@@ -5,6 +5,7 @@ Every data set is a map from numbers to images (B, 3, H, W) in [0, 1] and labels
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -44,18 +45,24 @@ class ImageData(Protocol):
         classes: names of the classes, by id.
         size: side of the images in pixels.
         workers: processes that a loader shall read with; 0: its own.
+        codes: whether it hands out codes in place of images.
     """
 
     name: str
     classes: Sequence[str]
     size: int
     workers: int
+    codes: bool
 
     def __len__(self) -> int: ...
     def __getitems__(self, numbers: Sequence[int]) -> Batch: ...
 
     def plain(self) -> ImageData:
         """Return the data set without random crops and flips."""
+        ...
+
+    def digest(self) -> str:
+        """Return a sha256 that tells it from others, as far as that can be had in little time."""
         ...
 
     def reader(self, tokenizer: Tokenizer, schedule: Schedule) -> Tokenizer:
@@ -72,6 +79,7 @@ class Images(Dataset[Batch]):
 
     classes: Sequence[str]
     workers: int = 0
+    codes: bool = False
 
     def plain(self) -> ImageData:
         """Return the data set itself: nothing in it is random."""
@@ -80,6 +88,16 @@ class Images(Dataset[Batch]):
     def reader(self, tokenizer: Tokenizer, schedule: Schedule) -> Tokenizer:
         """Return the tokenizer itself: it reads pixels."""
         return tokenizer
+
+
+def check_pixels(data: ImageData, what: str) -> None:
+    """Check that a data set holds images.
+
+    Raises:
+        UserError: it holds codes; `what` needs images.
+    """
+    if data.codes:
+        raise UserError(f"{what} needs images: name the data set that these codes were made of")
 
 
 class TensorImages(Images):
@@ -98,6 +116,12 @@ class TensorImages(Images):
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    def digest(self) -> str:
+        """Return the sha256 of pixels and labels."""
+        digest = hashlib.sha256(self.pixels.contiguous().numpy().data)
+        digest.update(self.labels.contiguous().numpy().data)
+        return digest.hexdigest()
 
     def __getitems__(self, numbers: Sequence[int]) -> Batch:
         index = torch.as_tensor(numbers) % len(self)

@@ -56,6 +56,7 @@ class Index:
     Attributes:
         data: name of the data set.
         split: of it.
+        source: digest of the data set, see `ImageData.digest`.
         size: side of its images in pixels.
         classes: their names.
         images: number of images.
@@ -70,6 +71,7 @@ class Index:
 
     data: str
     split: str
+    source: str
     size: int
     classes: tuple[str, ...]
     images: int
@@ -157,6 +159,8 @@ class Latents(Images):
         workers: processes that a loader shall read with.
     """
 
+    codes = True
+
     def __init__(self, root: Path, index: Index, workers: int = 0) -> None:
         self.root, self.index, self.workers = root, index, workers
         self.name, self.classes, self.size = index.data, index.classes, index.size
@@ -165,6 +169,10 @@ class Latents(Images):
 
     def __len__(self) -> int:
         return self.index.entries
+
+    def digest(self) -> str:
+        """Return the sha256 of the index, which has those of all files."""
+        return hashlib.sha256(self.index.text().encode()).hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
         # What is mapped stays with the process that did it.

@@ -42,6 +42,14 @@ class Head(Protocol):
         """Return the prediction for the groups of `span` from features (R, L, D)."""
         ...
 
+    def check(self, sampling: Sampling) -> None:
+        """Check settings that are whole, before anything is drawn by them.
+
+        Raises:
+            UserError: there is nothing that they stand for.
+        """
+        ...
+
     def loss(self, h: Tensor, tokens: Tensor, span: Span, rng: Rng) -> Tensor:
         """Return the loss of each position, (B, L) float32, of features (B, L, D).
 
@@ -51,13 +59,14 @@ class Head(Protocol):
         ...
 
 
-def check_heeded(head: Head, settings: Iterable[str]) -> None:
-    """Check that sampling settings, by name, mean something to a head.
+def check_settings(head: Head, given: Iterable[str], sampling: Sampling) -> None:
+    """Check settings, and that those that were given by name mean something to a head.
 
     Raises:
-        UserError: one does not; it is named, and so are those that do.
+        UserError: one does not; it is named, and so are those that do. Or see `Head.check`.
     """
-    if odd := sorted(set(settings) - head.heeds):
+    head.check(sampling)
+    if odd := sorted(set(given) - head.heeds):
         raise UserError(
             f"{', '.join(odd)} would change nothing: this model heeds "
             f"{', '.join(sorted(head.heeds))}"

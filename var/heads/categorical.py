@@ -85,6 +85,9 @@ class Categorical(nn.Module):
         """Return the guided distributions of features (R, L, D)."""
         return CategoricalPrediction(guide.of(lambda h: self.linear(h).float(), h), guide.progress)
 
+    def check(self, sampling: Sampling) -> None:
+        """Do nothing: all numbers in range are right."""
+
     def loss(self, h: Tensor, tokens: Tensor, span: Span, rng: Rng) -> Tensor:
         """Return the cross-entropy (B, L) float32 of ids (B, L) given features (B, L, D)."""
         logits = self.linear(h).float().transpose(1, 2)

@@ -68,7 +68,9 @@ class _Field:
         wanted = guide.rows > 1 and guide.scale != 1
         self.guided = [wanted and first <= t <= last for t in looks.tolist()]
         self.net, self.guide = net, guide
-        self.clock = net.clock(looks.to(prediction.h.device, torch.float32)[:, None])
+        self.clock = net.clock(
+            looks.to(prediction.h.device, torch.float32, non_blocking=True)[:, None]
+        )
         h = prediction.h if any(self.guided) else prediction.h[:images]
         self.both: Known = net.meet(h, prediction.span)
         self.given = self.both.first(images)
@@ -97,6 +99,16 @@ class Flow(nn.Module):
     def forward(self, h: Tensor, span: Span, guide: Guide) -> FlowPrediction:
         """Return the prediction of features (R, L, W)."""
         return FlowPrediction(self.net, h, span, guide)
+
+    def check(self, sampling: Sampling) -> None:
+        """Check the solver and its numbers of steps.
+
+        Raises:
+            UserError: there is none of that name, or it cannot do with so few.
+        """
+        steps = sampling.steps
+        for number in steps if isinstance(steps, tuple) else (steps,):
+            solver(sampling.solver, number)
 
     def loss(self, h: Tensor, tokens: Tensor, span: Span, rng: Rng) -> Tensor:
         """Return the squared error (B, L) float32 of velocities, given features (B, L, W).

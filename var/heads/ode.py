@@ -61,11 +61,12 @@ class Solver:
 
     def follow(self, x: Tensor, velocity: Velocity) -> Tensor:
         """Return where the flow leads, float64, from x (B, ...) at the first time."""
-        x, stages = x.double(), 1 if self.reach is None else 2
+        kind = torch.float32 if x.device.type == "mps" else torch.float64  # which it does not have
+        x, stages = x.to(kind), 1 if self.reach is None else 2
         for i, step in enumerate(self.times.diff().tolist()):
-            v = velocity(x, stages * i).double()
+            v = velocity(x, stages * i).to(kind)
             if self.reach is not None:
-                second = velocity(x + self.reach * step * v, stages * i + 1).double()
+                second = velocity(x + self.reach * step * v, stages * i + 1).to(kind)
                 v = torch.lerp(v, second, 0.5 / self.reach)
             x = x + step * v
         return x

@@ -126,6 +126,8 @@ class FlowAR(nn.Module):
         self.bridge = nn.Linear(width, width)
         net = partial(FlowNet, channels=channels, source=width, cross=cross, extent=extent)
         self.head = Flow(net(width=head_width, depth=head_depth, heads=head_heads))
+        # Held as long as the model is: captured graphs read them.
+        self._turns: dict[tuple[Span, int, torch.device], Turn] = {}
         self.initialise()
 
     def new_cache(self, kind: CacheKind | None = None, groups: int | None = None) -> Cache:
@@ -172,9 +174,14 @@ class FlowAR(nn.Module):
         self, blocks: nn.ModuleList, h: Tensor, label: Tensor, span: Span, layers: Sequence[Memory]
     ) -> Tensor:
         for block, memory in zip(blocks, layers, strict=False):
-            channels = h.shape[-1] // block.attention.heads
-            h = block(h, label, span, memory, turn(span, channels, self.extent, h.device))
+            h = block(h, label, span, memory, self._turn(span, h, block.attention.heads))
         return h
+
+    def _turn(self, span: Span, h: Tensor, heads: int) -> Turn:
+        key = (span, heads, h.device)
+        if key not in self._turns:
+            self._turns[key] = turn(span, h.shape[-1] // heads, self.extent, h.device)
+        return self._turns[key]
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the pieces of all blocks between their attentions, the head's included.

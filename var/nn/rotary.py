@@ -78,7 +78,8 @@ def attend(
         own: a group sees itself only.
         drop: probability of dropping an attention weight.
     """
-    past, start, seen = keys.shape[2] - len(span), 0, list[Tensor]()
+    past, start = keys.shape[2] - len(span), 0
+    seen: list[Tensor] = []  # not list[Tensor](): a compiler would stop there
     for size in span.sizes:
         stop = start + size
         here = slice(past + start if own else 0, past + stop)

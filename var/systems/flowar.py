@@ -119,6 +119,12 @@ def blueprint(config: Config) -> Parts:
 def _both(config: Config, state: State) -> Parts:
     states = split(state, ("model", "vae"))
     model, tokenizer = _model(config, states["model"]), _vae(config, states["vae"])
+    assert model.model_spec is not None and tokenizer.tokenizer_spec is not None
+    ours, theirs = (
+        model.model_spec["channels"], tokenizer.tokenizer_spec["vae"]["latent_channels"]
+    )  # fmt: skip
+    if ours != theirs:
+        raise UserError(f"the model is for {ours} latent channels, the autoencoder has {theirs}")
     return Parts(
         model=model.model,
         tokenizer=tokenizer.tokenizer,

@@ -15,6 +15,7 @@ from var.sampling import Condition
 from var.schedule import Schedule
 from var.tokenizers.tokenizer import Tokenizer
 from var.training.loss import loss
+from var.training.task import First
 
 
 class FrozenTokenizer(Tokenizer, Protocol):
@@ -83,7 +84,7 @@ class GeneratorTask:
         self.module.to(device)
         self.tokenizer.to(device)
 
-    def start(self, image: Tensor, label: Tensor, rng: torch.Generator) -> None:
+    def start(self, first: First, rng: torch.Generator) -> None:
         """Do nothing: a backbone starts from its own initialisation."""
 
     def losses(

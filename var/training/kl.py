@@ -12,7 +12,11 @@ from var.random import Rng
 from var.schedule import Schedule
 from var.tokenizers.continuous import KL, Posterior
 from var.tokenizers.losses import Objective
+from var.training.task import First
 from var.training.tokenizer import AutoencoderTask
+
+# Images that tell well enough where latents lie before training begins.
+_FEW = 256
 
 
 class Variational(nn.Module):
@@ -59,8 +63,9 @@ class KLTask(AutoencoderTask):
         self.posterior: Posterior | None = None  # of the last batch
 
     @torch.no_grad()
-    def start(self, image: Tensor, label: Tensor, rng: torch.Generator) -> None:
-        """Take mean and deviation of the latents from a batch."""
+    def start(self, first: First, rng: torch.Generator) -> None:
+        """Take mean and deviation of the latents from images of the first batch."""
+        image = first()[0][:_FEW]
         self._follow(Posterior.of(self.tokenizer.compress(image, self.schedule)), share=1.0)
 
     def losses(

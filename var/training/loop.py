@@ -171,9 +171,7 @@ class Trainer:
         task.to(accelerator.device)
         task.module.train()
         if resume is None:
-            image, label = next(iter(self.data(0, (0, 1))))
-            rng = torch.Generator().manual_seed(settings.seed)
-            task.start(image.to(accelerator.device), label.to(accelerator.device), rng)
+            task.start(self._first, torch.Generator().manual_seed(settings.seed))
         self.ema = Ema(task.module, settings.ema).eval()
         optimizer = torch.optim.AdamW(
             optim.groups(task.module, settings.weight_decay), lr=settings.rate, betas=settings.betas
@@ -185,6 +183,10 @@ class Trainer:
         if resume is not None:
             self._resume(resume)
         accelerator.init_trackers("")
+
+    def _first(self) -> tuple[Tensor, Tensor]:
+        image, label = next(iter(self.data(0, (0, 1))))
+        return image.to(self.accelerator.device), label.to(self.accelerator.device)
 
     def _resume(self, path: Path) -> None:
         self.step, extra = self.checkpoints.load(self.accelerator, path)

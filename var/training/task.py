@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from var.random import Rng
+
+# Returns the whole first batch: image and label.
+First = Callable[[], tuple[Tensor, Tensor]]
 
 
 class Task(Protocol):
@@ -23,8 +27,8 @@ class Task(Protocol):
         """Move everything that the task computes with to a device."""
         ...
 
-    def start(self, image: Tensor, label: Tensor, rng: torch.Generator) -> None:
-        """Set `module` up on a first batch, before a new run's first step.
+    def start(self, first: First, rng: torch.Generator) -> None:
+        """Set `module` up before a new run's first step, on its first batch if one is needed.
 
         Images are (B, 3, H, W) in [0, 1], labels (B,) int64, here and below.
         """

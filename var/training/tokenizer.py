@@ -14,6 +14,7 @@ from var.tokenizers.losses import Objective
 from var.tokenizers.multiscale import MultiScaleVQ
 from var.tokenizers.residual import Quantised
 from var.training import health
+from var.training.task import First
 
 
 class Reconstructor(nn.Module):
@@ -94,11 +95,11 @@ class TokenizerTask(AutoencoderTask):
         super().to(device)
         self.health.to(device)
 
-    def start(self, image: Tensor, label: Tensor, rng: torch.Generator) -> None:
+    def start(self, first: First, rng: torch.Generator) -> None:
         """Put the codebook on the latents of a batch."""
         if self.initialise:
             with torch.no_grad():
-                latent = self.tokenizer.features(image).float()
+                latent = self.tokenizer.features(first()[0]).float()
             health.start(self.tokenizer.quantizer, latent, self.schedule, rng)
 
     def losses(

@@ -1,0 +1,79 @@
+"""The words by which tests train tiny tokenizers of digits, and generators on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra import compose, initialize_config_module
+from safetensors.torch import load_file
+from torch import Tensor
+
+from var.scripts.train import main
+
+Words = tuple[str, ...]
+
+TRAINER = (
+    "schedule=[1,2,4]",
+    "trainer.batch_size=8",
+    "trainer.steps=6",
+    "trainer.rate=2e-3",
+    "trainer.warmup_steps=2",
+    "trainer.log_every=1",
+    "trainer.preview_every=0",
+    "trainer.checkpoint_every=3",
+    "trainer.cpu=true",
+)
+CODES = (
+    "experiment=digits-tokenizer",
+    "name=run",
+    "tokenizer.vocabulary=16",
+    "tokenizer.channels=4",
+    "tokenizer.width=8",
+    "tokenizer.groups=4",
+    "task.revive=2",
+    *TRAINER,
+)
+LATENTS = (
+    "name=run",
+    "tokenizer=kl",
+    "task=kl",
+    "tokenizer.vae.block_out_channels=[8,8,8]",
+    "tokenizer.vae.norm_num_groups=4",
+    *TRAINER,
+)
+VAR = (
+    "experiment=digits-var",
+    "name=var",
+    "backbone.depth=1",
+    "backbone.width=16",
+    "backbone.heads=2",
+    "backbone.drop=0",
+    *TRAINER,
+)
+FLOWAR = (
+    "name=flowar",
+    "tokenizer=trained",
+    "backbone=flowar",
+    "backbone.width=16",
+    "backbone.heads=2",
+    "backbone.encoder_depth=1",
+    "backbone.decoder_depth=1",
+    "backbone.head_depth=1",
+    "backbone.head_width=16",
+    "backbone.drop=0",
+    "backbone.attention_drop=0",
+    *TRAINER,
+)
+
+
+def run(folder: Path, *overrides: str, base: Words = CODES) -> dict[str, Tensor]:
+    """Train by the real configs; return the weights of the newest checkpoint."""
+    with initialize_config_module("var.configs", version_base="1.3"):
+        main(compose("train", overrides=[*base, f"runs={folder}", *overrides]))
+    newest = sorted((folder / name(base) / "checkpoints").glob("step-*"))[-1]
+    return load_file(newest / "model.safetensors")
+
+
+def name(base: Words) -> str:
+    """Return the name of the run that some words train."""
+    return next(word for word in base if word.startswith("name=")).removeprefix("name=")
