@@ -104,7 +104,7 @@ def followed(
         step, v = later - t, guided(x, t)
         if solver == "midpoint":
             v = guided(x + step / 2 * v, t + step / 2)
-        if solver == "heun":
+        if solver == "heun" and later > 0:
             v = (v + guided(x + step * v, later)) / 2
         x = x + step * v
     return x.float()

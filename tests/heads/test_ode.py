@@ -90,9 +90,17 @@ def test_straight_paths_are_followed_exactly_in_the_fewest_steps(name: str) -> N
 
 @pytest.mark.parametrize("name", ["midpoint", "heun"])
 def test_second_order_is_exact_in_one_step_where_the_velocity_grows_with_time(name: str) -> None:
-    path = solver(name, 1)
+    path = Solver(torch.tensor([1.5, 0.5]).double(), reach=solver(name, 1).reach)
     end = path.follow(torch.ones(1), lambda x, look: 2 * path.looks[look].expand(1))
-    assert end.item() == pytest.approx(0, abs=1e-15)
+    assert end.item() == pytest.approx(1 - 1.5**2 + 0.5**2, abs=1e-15)
+
+
+@ANY
+@pytest.mark.parametrize("steps", [2, 5])
+def test_nobody_looks_at_time_nought(name: str, steps: int) -> None:
+    looks = solver(name, steps).looks
+    assert looks.min() > 0 and looks[0] == 1
+    assert solver("heun", steps).looks.tolist()[-1] == pytest.approx(1 / steps)
 
 
 @ANY

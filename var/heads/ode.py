@@ -42,8 +42,11 @@ def published(steps: int) -> Tensor:
 class Solver:
     """An explicit Runge-Kutta method of one or two stages.
 
+    At time 0 nothing is looked at: networks hardly learn what a flow does there. A last step that
+    would have to is one of first order.
+
     Attributes:
-        times: (S + 1,) float64, falling.
+        times: (S + 1,) float64, falling to 0.
         reach: how far into a step the second look is taken, as a share of it; None: there is none,
             the method is of first order. One half is the midpoint method, 1 that of Heun.
     """
@@ -57,17 +60,18 @@ class Solver:
         if self.reach is None:
             return self.times[:-1]
         begin, end = self.times[:-1], self.times[1:]
-        return torch.stack([begin, torch.lerp(begin, end, self.reach)], dim=1).flatten()
+        both = torch.stack([begin, torch.lerp(begin, end, self.reach)], dim=1).flatten()
+        return both[both > 0]
 
     def follow(self, x: Tensor, velocity: Velocity) -> Tensor:
         """Return where the flow leads, float64, from x (B, ...) at the first time."""
         kind = torch.float32 if x.device.type == "mps" else torch.float64  # which it does not have
-        x, stages = x.to(kind), 1 if self.reach is None else 2
-        for i, step in enumerate(self.times.diff().tolist()):
-            v = velocity(x, stages * i).to(kind)
-            if self.reach is not None:
-                second = velocity(x + self.reach * step * v, stages * i + 1).to(kind)
-                v = torch.lerp(v, second, 0.5 / self.reach)
+        x, looks, look = x.to(kind), len(self.looks), 0
+        for step in self.times.diff().tolist():
+            v, look = velocity(x, look).to(kind), look + 1
+            if self.reach is not None and look < looks:
+                second = velocity(x + self.reach * step * v, look).to(kind)
+                v, look = torch.lerp(v, second, 0.5 / self.reach), look + 1
             x = x + step * v
         return x
 
