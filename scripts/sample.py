@@ -157,11 +157,11 @@ class Job:
         }
 
     def _common(self) -> dict[str, Any]:
-        options = self.options
+        options, heeded = self.options, self.pipe.model.head.heeds
         return {
             "version": var.__version__,
             "model": options.model,
-            "sampling": asdict(self.sampling),
+            "sampling": {k: v for k, v in asdict(self.sampling).items() if k in heeded},
             "precision": precision_name(self.pipe.dtype),
             "decoding": self._choice(),
             "cache": chosen(options.cache),

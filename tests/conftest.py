@@ -1,18 +1,18 @@
 """What all tests share: those marked `gpu` are skipped where there is none, and a tiny run."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 from hypothesis import settings
 
+from tests import tiny
 from var import store
-from var.models.var import VAR
-from var.recipe import Data, Recipe
+from var.recipe import Data, Recipe, Spec, build
 from var.sampling import Sampling
 from var.schedule import Schedule
 from var.store import Run
-from var.tokenizers.multiscale import MultiScaleVQ
 
 # The first example pays for imports and warm-up: a limit on its time would fail now and then.
 settings.register_profile("house", deadline=None)
@@ -27,29 +27,72 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
-def make_run(seed: int = 0) -> Run:
+class Toy(NamedTuple):
+    """How the parts of a tiny run are built.
+
+    Attributes:
+        tokenizer, backbone: specs, as they are stored.
+        louder: keywords of a backbone that reacts to classes and seeds; None: shake it.
+        sampling: what the run recommends.
+    """
+
+    tokenizer: Spec
+    backbone: Spec
+    louder: Spec | None
+    sampling: Sampling
+
+
+LADDER = [1, 2, 4]
+SIZE = {"width": 32, "heads": 2, "channels": 4, "classes": 3, "ladder": LADDER}
+CODES = {"vocabulary": 32, "channels": 4, "width": 8, "multipliers": [1, 2], "blocks": 1}
+VAE = {
+    "block_out_channels": [8, 8],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "latent_channels": 4,
+    "norm_num_groups": 4,
+}
+STACKS = {"encoder_depth": 1, "decoder_depth": 1, "head_depth": 1, "head_width": 16, "cross": True}
+TOYS = {
+    "var": Toy(
+        {"_target_": "var.tokenizers.multiscale.MultiScaleVQ", **CODES, "scales": 3, "groups": 4},
+        {"_target_": "var.models.var.VAR", **SIZE, "depth": 2, "vocabulary": 32},
+        {"init_gate": 1.0, "init_head": 10.0},
+        Sampling(guidance=1.5, top_k=20),
+    ),
+    "flowar": Toy(
+        {"_target_": "var.tokenizers.continuous.KL", "vae": VAE},
+        {"_target_": "var.models.flowar.FlowAR", **SIZE, **STACKS},
+        None,
+        Sampling(guidance=1.5, steps=3),
+    ),
+}
+# For tests of all families: parametrises what `tiny_run` returns, and whatever is made of it.
+RUNS = pytest.mark.parametrize("tiny_run", TOYS, indirect=True)
+
+
+def make_run(seed: int = 0, family: str = "var") -> Run:
     """Return a complete run of 8x8 images in three classes, with random weights."""
-    ladder = [1, 2, 4]
-    common = {"vocabulary": 32, "channels": 4}
-    tokenizer = {"width": 8, "multipliers": [1, 2], "blocks": 1, "scales": 3, "groups": 4}
-    backbone = {"depth": 2, "width": 32, "heads": 2, "classes": 3, "ladder": ladder}
+    toy = TOYS[family]
     torch.manual_seed(seed)
+    model = build({**toy.backbone, **(toy.louder or {})}, "the model", device="cpu")
+    if toy.louder is None:
+        tiny.shaken(model, scale=0.25, seed=seed)
     recipe = Recipe(
-        tokenizer={"_target_": "var.tokenizers.multiscale.MultiScaleVQ", **common, **tokenizer},
-        schedule=Schedule.scales(ladder),
-        backbone={"_target_": "var.models.var.VAR", **common, **backbone},
+        tokenizer=toy.tokenizer,
+        schedule=Schedule.scales(LADDER),
+        backbone=toy.backbone,
         data=Data(f"toy-{seed}", ("cat", "Dog", "T-shirt/top"), size=8),
-        sampling=Sampling(guidance=1.5, top_k=20),
+        sampling=toy.sampling,
     )
-    # Larger than VAR starts out: predictions are to differ from class to class.
-    model = VAR(**common, **backbone, init_gate=1.0, init_head=10.0)
-    return Run(recipe, MultiScaleVQ(**common, **tokenizer).eval(), model.eval())
+    tokenizer = build(toy.tokenizer, "the tokenizer", device="cpu")
+    return Run(recipe, tokenizer.eval(), model.eval())
 
 
 @pytest.fixture(scope="session")
-def tiny_run() -> Run:
-    """A complete run with random weights; not to be changed."""
-    return make_run()
+def tiny_run(request: pytest.FixtureRequest) -> Run:
+    """A complete run with random weights, under `RUNS` of each family; not to be changed."""
+    return make_run(family=getattr(request, "param", "var"))
 
 
 @pytest.fixture

@@ -1,10 +1,9 @@
 """The pipeline: labels, seeds, batches and where runs come from."""
 
 import logging
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import replace
+from copy import deepcopy
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor
 
 import var
-from tests.conftest import make_run
+from tests.conftest import RUNS
 from var import drawing, hub, store
 from var.cache.dense import Dense
 from var.decoding.base import Turn
@@ -23,9 +22,12 @@ from var.errors import UserError
 from var.nn import linear
 from var.nn.linear import Linear
 from var.pipeline import Pipeline
+from var.sampling import Sampling
 from var.store import Run
 from var.systems.base import Checkpoint, Parts
 from var.tokenizers.tokenizer import Canvas
+
+pytestmark = RUNS
 
 
 @pytest.fixture
@@ -73,12 +75,24 @@ def test_a_decoding_can_be_given_and_used_again(pipe: Pipeline) -> None:
 
 
 def test_settings_not_given_are_those_of_the_run(pipe: Pipeline) -> None:
-    same = pipe([0, 1], guidance=1.5, top_k=20, top_p=None)
+    same = pipe([0, 1], guidance=1.5, top_p=None, steps=None)
     close(pipe([0, 1]), same)
     assert not torch.equal(pipe([0, 1], guidance=5.0), same)
-    assert pipe.settings(top_p=0.5) == replace(pipe.run.recipe.sampling, top_p=0.5)
-    with pytest.raises(ValueError, match="top_k"):
-        pipe([0], top_k=-1)
+    sampling = replace(pipe.run.recipe.sampling, temperature=0.5)
+    assert pipe.settings(temperature=0.5) == sampling
+    with pytest.raises(ValueError, match="temperature"):
+        pipe([0], temperature=-1.0)
+
+
+def test_settings_that_mean_nothing_to_the_head_are_refused(pipe: Pipeline) -> None:
+    values = {field.name: getattr(pipe.settings(), field.name) for field in fields(Sampling)}
+    odd = values.keys() - pipe.model.head.heeds
+    assert ("top_k" in odd) != ("steps" in odd)
+    for name in odd:
+        with pytest.raises(UserError, match=f"^{name} would change nothing: .* heeds guidance"):
+            pipe([0], **{name: values[name]})
+    heeded: Any = {name: values[name] for name in values if name not in odd}
+    assert pipe.settings(**heeded) == pipe.settings()
 
 
 @pytest.mark.parametrize(
@@ -178,7 +192,7 @@ def test_other_failures_pass_through(pipe: Pipeline) -> None:
 def test_a_saved_pipeline_makes_the_same_images(pipe: Pipeline, tmp_path: Path) -> None:
     pipe.save(tmp_path / "run")
     again = var.load(tmp_path / "run")
-    assert torch.equal(again([0, 1, 2]), pipe([0, 1, 2]))
+    close(again([0, 1, 2]), pipe([0, 1, 2]))  # products may take another route
     assert again.classes == ("cat", "Dog", "T-shirt/top")
     assert again.to("cpu") is again
 
@@ -236,19 +250,20 @@ def test_published_names_become_runs(
 ) -> None:
     recipe = tiny_run.recipe
     parts = Parts(
-        model=tiny_run.model,
+        model=deepcopy(tiny_run.model),
         tokenizer=tiny_run.tokenizer,
         schedule=recipe.schedule,
         model_spec=dict(recipe.backbone or {}),
         tokenizer_spec=dict(recipe.tokenizer),
     )
-    entry = Checkpoint("var", "a/b", {}, {}, parameters=1, size=8, sampling={"top_k": 9})
+    sampling = replace(recipe.sampling, guidance=4.0)
+    entry = Checkpoint("var", "a/b", {}, {}, parameters=1, size=8, sampling=vars(sampling))
     monkeypatch.setitem(hub.CHECKPOINTS, "var-tiny", entry)
     asked: list[Any] = []
     monkeypatch.setattr(hub, "load_published", lambda *args: asked.append(args) or parts)
     pipe = var.load("var-tiny", files=tmp_path)
     assert asked == [("var-tiny", tmp_path)]
-    assert pipe.settings().top_k == 9 and pipe.ids(["golden retriever"] * 0) == []
+    assert pipe.settings() == sampling and pipe.ids(["golden retriever"] * 0) == []
     assert len(pipe.classes) == 1000 and pipe.classes[207] == "golden retriever"
     pipe.save(tmp_path / "own")
     assert torch.equal(var.load(tmp_path / "own")([0]), pipe([0]))
@@ -297,20 +312,8 @@ def test_a_run_is_pushed_whole(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) 
         pipe.push_to_hub("me/my-var")
 
 
-def test_importing_var_is_light() -> None:
-    code = "import sys, var; assert not {'torch', 'hydra', 'PIL'} & set(sys.modules), sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_public_names_are_there() -> None:
-    assert all(getattr(var, name) is not None for name in var.__all__)
-    assert set(dir(var)) == set(var.__all__)
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = var.nothing
-
-
-def test_a_pipeline_leaves_the_model_that_it_is_given_as_it_is() -> None:
-    run = make_run()
+def test_a_pipeline_leaves_the_model_that_it_is_given_as_it_is(tiny_run: Run) -> None:
+    run = deepcopy(tiny_run)
     Pipeline(run)([0])
     assert run.model is not None
     assert not any(getattr(part, "pack", None) for part in run.model.modules())
@@ -328,12 +331,12 @@ def test_a_loaded_model_takes_the_routes_of_the_machine(
 
 
 def test_settings_for_another_number_of_groups_are_refused(pipe: Pipeline) -> None:
-    with pytest.raises(UserError, match="top_k is given for 2 groups, the schedule has 3"):
-        pipe([0], top_k=[3, 4])
+    with pytest.raises(UserError, match="temperature is given for 2 groups, the schedule has 3"):
+        pipe([0], temperature=[1.0, 0.5])
 
 
-def test_a_pipeline_that_moves_decodes_with_what_moved() -> None:
-    pipe = Pipeline(make_run())
+def test_a_pipeline_that_moves_decodes_with_what_moved(tiny_run: Run) -> None:
+    pipe = Pipeline(deepcopy(tiny_run))
     before = pipe.tokenizer
     assert pipe.to("cpu").tokenizer is not before
     close(pipe([0]), Pipeline(pipe.run)([0]))

@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tests.conftest import make_run
+from tests.conftest import RUNS, make_run
 from var import store
 from var.errors import UserError
 from var.recipe import Data, Recipe
@@ -29,6 +29,7 @@ def assert_equal(ours: Run, theirs: Run) -> None:
         torch.testing.assert_close(a.state_dict(), b.state_dict(), rtol=0, atol=0)
 
 
+@RUNS
 def test_a_run_comes_back_to_the_last_bit(tiny_run: Run, run_folder: Path) -> None:
     loaded = store.load(run_folder)
     assert_equal(loaded, tiny_run)
@@ -37,6 +38,7 @@ def test_a_run_comes_back_to_the_last_bit(tiny_run: Run, run_folder: Path) -> No
     assert len({path.stat().st_mode for path in run_folder.iterdir()}) == 1
 
 
+@RUNS
 def test_a_tokenizer_alone_comes_back(tiny_run: Run, tmp_path: Path) -> None:
     recipe = Recipe(tiny_run.recipe.tokenizer, tiny_run.recipe.schedule)
     store.save(tmp_path, Run(recipe, tiny_run.tokenizer))
@@ -44,6 +46,7 @@ def test_a_tokenizer_alone_comes_back(tiny_run: Run, tmp_path: Path) -> None:
     assert loaded.model is None and loaded.recipe == recipe
 
 
+@RUNS
 def test_only_the_generator_changes_its_type(run_folder: Path) -> None:
     run = store.load(run_folder, dtype=torch.bfloat16)
     assert run.model is not None

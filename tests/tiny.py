@@ -1,14 +1,24 @@
-"""Tiny parts with random weights: large enough to go wrong, small enough for a fast test."""
+"""Tiny parts with random weights: large enough to go wrong, small enough for a fast test.
+
+And the families of generators: what all of them must pass is written once, for `families`. A new
+family joins by an entry in `FAMILIES`.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from var.models.flowar import FlowAR
 from var.models.var import VAR
+from var.sampling import Condition, Sampling
 from var.schedule import Schedule
+from var.tokenizers.continuous import KL
 from var.tokenizers.residual import MultiScaleQuantizer
 
 LADDER = (1, 2, 3, 4)
@@ -47,3 +57,132 @@ def tokenizer(scales: int = len(LADDER)) -> MultiScaleQuantizer:
     shaken(made, scale=0.4, seed=1)
     assert isinstance(made, MultiScaleQuantizer)
     return made.eval()
+
+
+def flowar(**changes: Any) -> FlowAR:
+    """Return a transformer with a flow for a head, in evaluation mode."""
+    settings = {
+        "channels": CHANNELS,
+        "classes": CLASSES,
+        "ladder": LADDER,
+        "width": 32,
+        "encoder_depth": 1,
+        "decoder_depth": 1,
+        "heads": 2,
+        "head_depth": 1,
+        "head_width": 16,
+        "head_heads": 2,
+    }
+    made = shaken(FlowAR(**{**settings, **changes}), scale=0.25).eval()
+    assert isinstance(made, FlowAR)
+    return made
+
+
+def latents(scales: int = len(LADDER)) -> KL:
+    """Return a continuous tokenizer without its decoder; any number of scales will do."""
+    vae = {"block_out_channels": [4], "norm_num_groups": 2, "latent_channels": CHANNELS}
+    return KL(vae=vae, decoder=False).eval()
+
+
+def ids(rows: int, length: int, seed: int = 3) -> Tensor:
+    """Return tokens (B, L) of `tokenizer`."""
+    return torch.randint(VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def vectors(rows: int, length: int, seed: int = 3) -> Tensor:
+    """Return latent vectors (B, L, C): tokens of `latents`, and what a canvas might show."""
+    return torch.randn(rows, length, CHANNELS, generator=torch.Generator().manual_seed(seed))
+
+
+class Family(NamedTuple):
+    """Generators of a kind, with tokens of a kind.
+
+    Attributes:
+        model: makes a backbone of two layers and width 32 on `LADDER`, with changed keywords.
+        tokenizer: makes all of a tokenizer that backbones get to see, for a number of scales.
+        tokens: draws tokens (B, L, ...) at random: of so many rows, of such a length.
+        samplings: how tokens may be drawn; the first is plain, the second guided.
+        larger: keywords of a model of three layers and width 48.
+    """
+
+    model: Callable[..., Any]
+    tokenizer: Callable[..., Any]
+    tokens: Callable[[int, int], Tensor]
+    samplings: tuple[Sampling, ...]
+    larger: dict[str, Any]
+
+    @property
+    def plain(self) -> Sampling:
+        """Neither guided nor filtered."""
+        return self.samplings[0]
+
+    @property
+    def guided(self) -> Sampling:
+        """Guided, and whatever else there is."""
+        return self.samplings[1]
+
+    def changed(self, **changes: Any) -> Family:
+        """Return the family with other keywords of its models."""
+        return self._replace(model=partial(self.model, **changes))
+
+
+_VAR = Family(
+    model,
+    tokenizer,
+    ids,
+    (
+        Sampling(),
+        Sampling(guidance=2.0, top_k=9, top_p=0.9),
+        Sampling(guidance=(0.5, 3.0), temperature=0.8, smooth=True),
+    ),
+    larger={"depth": 3, "width": 48},
+)
+_FLOWAR = Family(
+    flowar,
+    latents,
+    vectors,
+    (
+        Sampling(steps=3),
+        Sampling(guidance=2.0, steps=3, interval=0.8),
+        Sampling(guidance=(0.5, 3.0), temperature=0.8, steps=2, solver="heun"),
+    ),
+    larger={"encoder_depth": 2, "width": 48},
+)
+FAMILIES = {
+    "var": _VAR,
+    "flowar": _FLOWAR,
+    "flowar-cross": _FLOWAR.changed(cross=True, head_depth=2),
+}
+VARIANTS = {
+    **FAMILIES,
+    "var-fixed": _VAR.changed(l2_norm=False),
+    "var-shared": _VAR.changed(shared_adaln=True),
+    "var-rectangles": _VAR.changed(ladder=[(2, 3), 4, (5, 4)], mlp_ratio=1.5),
+    "flowar-rectangles": _FLOWAR.changed(ladder=[(2, 3), 4, (5, 4)], decoder_heads=4),
+}
+
+families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+variants = pytest.mark.parametrize("family", VARIANTS.values(), ids=VARIANTS)
+samplings = pytest.mark.parametrize(
+    ("family", "sampling"),
+    [
+        pytest.param(family, sampling, id=f"{name}-{i}")
+        for name, family in FAMILIES.items()
+        for i, sampling in enumerate(family.samplings)
+    ],
+)
+
+
+def features(model: Any, x: Tensor, labels: list[int]) -> Tensor:
+    """Return the features (B, L, D) of all that a model can read."""
+    return model(x, model.schedule[:], Condition(torch.tensor(labels)))
+
+
+def close(ours: Any, theirs: Any, atol: float = 1e-5) -> None:
+    """Check that vectors are equal but for the order of sums, and that ids are equal."""
+    torch.testing.assert_close(ours, theirs, rtol=10 * atol, atol=atol)
+
+
+def same(ours: Any, theirs: Any) -> None:
+    """Check that draws, tokens or latents, are the same: many steps add to the rounding."""
+    close(ours, theirs, atol=1e-4)

@@ -1,36 +1,26 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from tests import tiny
+from tests.tiny import Family, close
 from var.cache.base import Cache, CacheKind, nbytes
 from var.cache.dense import Dense
 from var.cache.static import Static
-from var.models.var import VAR
 from var.sampling import Condition
 from var.schedule import Schedule, Span
 
 KINDS = pytest.mark.parametrize("kind", [Dense, Static])
-VARIANTS = pytest.mark.parametrize(
-    "model",
-    [
-        tiny.model(),
-        tiny.model(l2_norm=False),
-        tiny.model(shared_adaln=True),
-        tiny.model(ladder=[(2, 3), 4, (5, 4)], mlp_ratio=1.5),
-    ],
-    ids=["cosine", "fixed", "shared", "rectangles"],
-)
 
 
 def inputs(schedule: Schedule, rows: int = 3) -> tuple[Tensor, Condition]:
-    rng = torch.Generator().manual_seed(2)
-    x = torch.randn(rows, schedule.starts[-1], tiny.CHANNELS, generator=rng)
-    return x, Condition(torch.arange(rows) - 1)
+    return tiny.vectors(rows, schedule.starts[-1], seed=2), Condition(torch.arange(rows) - 1)
 
 
 @torch.no_grad()
-def read(model: VAR, x: Tensor, condition: Condition, cache: Cache, *spans: Span) -> list[Tensor]:
+def read(model: Any, x: Tensor, condition: Condition, cache: Cache, *spans: Span) -> list[Tensor]:
     """Let the model read spans one after the other."""
     features = []
     for span in spans:
@@ -44,40 +34,41 @@ def one_by_one(schedule: Schedule, start: int = 0) -> list[Span]:
 
 
 @KINDS
-@VARIANTS
-def test_cached_equals_uncached(model: VAR, kind: CacheKind) -> None:
+@tiny.variants
+def test_cached_equals_uncached(family: Family, kind: CacheKind) -> None:
+    model = family.model()
     schedule = model.schedule
     x, condition = inputs(schedule)
     at_once = model(x, schedule[:], condition)
     steps = read(model, x, condition, model.new_cache(kind), *one_by_one(schedule))
-    torch.testing.assert_close(torch.cat(steps, dim=1), at_once, rtol=1e-4, atol=1e-5)
+    close(torch.cat(steps, dim=1), at_once)
 
 
 @KINDS
-def test_several_groups_may_be_read_at_once(kind: CacheKind) -> None:
-    model, schedule = tiny.model(), tiny.SCHEDULE
+@tiny.families
+def test_several_groups_may_be_read_at_once(family: Family, kind: CacheKind) -> None:
+    model, schedule = family.model(), tiny.SCHEDULE
     x, condition = inputs(schedule)
     at_once = model(x, schedule[:], condition)
     steps = read(model, x, condition, model.new_cache(kind), schedule[:2], schedule[2:])
-    torch.testing.assert_close(torch.cat(steps, dim=1), at_once, rtol=1e-4, atol=1e-5)
+    close(torch.cat(steps, dim=1), at_once)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_static_equals_dense_in_half_precision_too(dtype: torch.dtype) -> None:
-    model, schedule = tiny.model().to(dtype), tiny.SCHEDULE
+@tiny.families
+def test_static_equals_dense_in_half_precision_too(family: Family, dtype: torch.dtype) -> None:
+    model, schedule = family.model().to(dtype), tiny.SCHEDULE
     x, condition = inputs(schedule)
-    dense, static = (
-        read(model, x, condition, model.new_cache(kind), *one_by_one(schedule))
-        for kind in (Dense, Static)
-    )
-    for a, b in zip(dense, static, strict=True):
-        assert a.dtype == b.dtype == dtype
-        torch.testing.assert_close(a, b)
+    caches = [model.new_cache(kind) for kind in (Dense, Static)]
+    dense, static = (read(model, x, condition, cache, *one_by_one(schedule)) for cache in caches)
+    torch.testing.assert_close(dense, static)
+    assert all(t.dtype == dtype for cache in caches for m in cache.layers for t in m.tensors())
 
 
 @KINDS
-def test_what_was_rewound_leaves_no_trace(kind: CacheKind) -> None:
-    model, schedule = tiny.model(), tiny.SCHEDULE
+@tiny.families
+def test_what_was_rewound_leaves_no_trace(family: Family, kind: CacheKind) -> None:
+    model, schedule = family.model(), tiny.SCHEDULE
     x, condition = inputs(schedule)
     straight = read(model, x, condition, model.new_cache(kind), *one_by_one(schedule))
     cache = model.new_cache(kind)
@@ -90,8 +81,11 @@ def test_what_was_rewound_leaves_no_trace(kind: CacheKind) -> None:
 
 
 @KINDS
-def test_a_cache_rewound_to_0_serves_another_condition_and_batch(kind: CacheKind) -> None:
-    model, schedule = tiny.model(), tiny.SCHEDULE
+@tiny.families
+def test_a_cache_rewound_to_0_serves_another_condition_and_batch(
+    family: Family, kind: CacheKind
+) -> None:
+    model, schedule = family.model(), tiny.SCHEDULE
     cache = model.new_cache(kind)
     x, condition = inputs(schedule, rows=2)
     read(model, x, condition, cache, schedule[:])
@@ -103,8 +97,9 @@ def test_a_cache_rewound_to_0_serves_another_condition_and_batch(kind: CacheKind
 
 
 @KINDS
-def test_an_interrupted_first_reading_can_be_rewound(kind: CacheKind) -> None:
-    model, schedule = tiny.model(), tiny.SCHEDULE
+@tiny.families
+def test_an_interrupted_first_reading_can_be_rewound(family: Family, kind: CacheKind) -> None:
+    model, schedule = family.model(), tiny.SCHEDULE
     cache = model.new_cache(kind)
     x, condition = inputs(schedule)
     with torch.no_grad():
@@ -116,8 +111,9 @@ def test_an_interrupted_first_reading_can_be_rewound(kind: CacheKind) -> None:
 
 
 @KINDS
-def test_rewinding_forward_does_nothing(kind: CacheKind) -> None:
-    model, schedule = tiny.model(), tiny.SCHEDULE
+@tiny.families
+def test_rewinding_forward_does_nothing(family: Family, kind: CacheKind) -> None:
+    model, schedule = family.model(), tiny.SCHEDULE
     cache = model.new_cache(kind)
     x, condition = inputs(schedule)
     read(model, x, condition, cache, schedule[:2])
@@ -127,8 +123,9 @@ def test_rewinding_forward_does_nothing(kind: CacheKind) -> None:
 
 
 @KINDS
-def test_groups_out_of_turn_are_refused(kind: CacheKind) -> None:
-    model, schedule = tiny.model(), tiny.SCHEDULE
+@tiny.families
+def test_groups_out_of_turn_are_refused(family: Family, kind: CacheKind) -> None:
+    model, schedule = family.model(), tiny.SCHEDULE
     cache = model.new_cache(kind)
     x, condition = inputs(schedule)
     with pytest.raises(ValueError, match="starts at"):
@@ -150,8 +147,9 @@ def test_the_static_cache_stays_where_it_is() -> None:
     assert places[0] == places[1]
 
 
-def test_the_static_cache_refuses_to_lose_gradients() -> None:
-    model, schedule = tiny.model(), tiny.SCHEDULE
+@tiny.families
+def test_the_static_cache_refuses_to_lose_gradients(family: Family) -> None:
+    model, schedule = family.model(), tiny.SCHEDULE
     x, condition = inputs(schedule)
     with pytest.raises(RuntimeError, match="take Dense"):
         model(x, schedule[:], condition, model.new_cache(Static))
@@ -168,8 +166,9 @@ def test_the_static_cache_refuses_another_batch_midway() -> None:
         memory.extend(k, k, k, schedule[2:3])
 
 
-def test_gradients_flow_through_the_dense_cache() -> None:
-    model, schedule = tiny.model(), tiny.SCHEDULE
+@tiny.families
+def test_gradients_flow_through_the_dense_cache(family: Family) -> None:
+    model, schedule = family.model(), tiny.SCHEDULE
     x, condition = inputs(schedule)
     x.requires_grad_()
     cache = model.new_cache(Dense)
@@ -179,8 +178,9 @@ def test_gradients_flow_through_the_dense_cache() -> None:
     assert x.grad is not None and x.grad[:, 1:5].abs().sum() > 0
 
 
-def test_room_is_made_for_the_groups_that_will_be_read_only() -> None:
-    model = tiny.model()
+@tiny.families
+def test_room_is_made_for_the_groups_that_will_be_read_only(family: Family) -> None:
+    model = family.model()
     x, condition = inputs(model.schedule)
     whole, part = model.new_cache(Static), model.new_cache(Static, groups=2)
     for cache in (whole, part):
@@ -191,8 +191,9 @@ def test_room_is_made_for_the_groups_that_will_be_read_only() -> None:
 
 
 @KINDS
-def test_released_memory_is_gone_and_the_cache_begins_anew(kind: CacheKind) -> None:
-    model = tiny.model()
+@tiny.families
+def test_released_memory_is_gone_and_the_cache_begins_anew(family: Family, kind: CacheKind) -> None:
+    model = family.model()
     x, condition = inputs(model.schedule)
     cache = model.new_cache(kind)
     first = read(model, x, condition, cache, *one_by_one(model.schedule))
@@ -200,11 +201,12 @@ def test_released_memory_is_gone_and_the_cache_begins_anew(kind: CacheKind) -> N
     cache.release()
     assert nbytes(cache) == 0 and cache.seen == 0
     again = read(model, x[:2], Condition(condition.labels[:2]), cache, *one_by_one(model.schedule))
-    torch.testing.assert_close(again[-1], first[-1][:2], rtol=1e-4, atol=1e-5)
+    close(again[-1], first[-1][:2])
 
 
-def test_a_static_cache_stays_where_it_is_from_run_to_run() -> None:
-    model = tiny.model()
+@tiny.families
+def test_a_static_cache_stays_where_it_is_from_run_to_run(family: Family) -> None:
+    model = family.model()
     x, condition = inputs(model.schedule)
     cache = model.new_cache(Static)
     with torch.inference_mode():
@@ -214,7 +216,5 @@ def test_a_static_cache_stays_where_it_is_from_run_to_run() -> None:
     other = Condition((condition.labels + 2) % tiny.CLASSES)
     again = read(model, x, other, cache, *one_by_one(model.schedule))
     assert cache.place() == place and len(set(place)) == len(place)
-    torch.testing.assert_close(
-        torch.cat(again, dim=1), model(x, model.schedule[:], other), rtol=1e-4, atol=1e-5
-    )
+    close(torch.cat(again, dim=1), model(x, model.schedule[:], other))
     assert model.new_cache(Dense).place() is None

@@ -35,9 +35,10 @@ def test_the_index_is_the_product_of_means_over_all_that_was_read() -> None:
     torch.testing.assert_close(cache.index(), expected[None, None])
 
 
-def test_observing_changes_nothing() -> None:
-    model, schedule = tiny.model(), tiny.SCHEDULE
-    x = torch.randn(2, schedule.starts[-1], tiny.CHANNELS, generator=torch.Generator())
+@tiny.families
+def test_observing_changes_nothing(family: tiny.Family) -> None:
+    model, schedule = family.model(), tiny.SCHEDULE
+    x = tiny.vectors(2, schedule.starts[-1])
     condition, found = Condition(torch.tensor([0, 1])), []
     for kind in (Dense, Observing):
         cache = model.new_cache(kind)

@@ -109,7 +109,7 @@ def test_the_fashion_experiment_makes_a_small_flowar() -> None:
     channels = tokenizer.tokenizer.vae.latent_channels
     model = backbone(cfg, channels=channels, classes=10)
     assert 1e6 < parameters(model) < 5e6
-    assert parse_sampling(plain(cfg.sampling), "").scales == (1.0, 3.0)
+    assert parse_sampling(plain(cfg.sampling), "").scales == (1.0, 2.0)
 
 
 FLOWAR = ["flowar-s", "flowar-l", "flowar-h"]

@@ -1,5 +1,6 @@
 """The training loop: resuming, accumulation, several processes, sudden death, bad losses."""
 
+import json
 import os
 import random
 import shutil
@@ -7,101 +8,69 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
-from hydra import compose, initialize_config_module
 from safetensors.torch import load_file
+from torch import Tensor
 
+import var
+from tests.training import words
+from tests.training.words import CODES, FLOWAR, LATENTS, VAR, Words, forget, name, run
 from var import store
+from var.data.images import digits
 from var.errors import UserError
-from var.scripts.train import main
 from var.tokenizers.losses import Objective
 from var.training.tokenizer import TokenizerTask
 
-TINY = [
-    "experiment=digits-tokenizer",
-    "name=run",
-    "schedule=[1,2,4]",
-    "tokenizer.vocabulary=16",
-    "tokenizer.channels=4",
-    "tokenizer.width=8",
-    "tokenizer.groups=4",
-    "data.train.size=16",
-    "trainer.batch_size=8",
-    "trainer.steps=6",
-    "trainer.warmup_steps=2",
-    "trainer.log_every=1",
-    "trainer.preview_every=0",
-    "trainer.checkpoint_every=3",
-    "trainer.cpu=true",
-    "task.revive=2",
-]
-GENERATOR = [
-    "experiment=digits-var",
-    "name=var",
-    "schedule=[1,2,4]",
-    "backbone.depth=1",
-    "backbone.width=16",
-    "backbone.heads=2",
-    "backbone.drop=0",
-    *[o for o in TINY if o.startswith("trainer.")],
-]
+Whole = Callable[..., Path]
+TOKENIZERS = pytest.mark.parametrize("tokenizer", [CODES, LATENTS], ids=["codes", "latents"])
+PAIRS = [(VAR, CODES), (FLOWAR, LATENTS)]
+GENERATORS = pytest.mark.parametrize(("generator", "tokenizer"), PAIRS, ids=["var", "flowar"])
 
 
 @pytest.fixture(autouse=True)
 def fresh_accelerator() -> None:
     """Forget the precision and number of processes of the last test's run."""
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    forget()
 
 
-def run(folder: Path, *overrides: str, base: list[str] = TINY) -> dict[str, torch.Tensor]:
-    """Train by the real configs; return the weights of the newest checkpoint."""
-    with initialize_config_module("var.configs", version_base="1.3"):
-        main(compose("train", overrides=[*base, f"runs={folder}", *overrides]))
-    name = "var" if base is GENERATOR else "run"
-    newest = sorted((folder / name / "checkpoints").glob("step-*"))[-1]
-    return load_file(newest / "model.safetensors")
-
-
-def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an uninterrupted tokenizer run."""
-    folder = tmp_path_factory.mktemp("whole")
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-    run(folder)
-    return folder
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """What trains a tokenizer without interruption, once, and returns its run folder."""
+
+    @cache
+    def trained(tokenizer: Words = CODES) -> Path:
+        folder = tmp_path_factory.mktemp("whole")
+        run(folder, base=tokenizer)
+        return folder / "run"
+
+    return trained
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "run" / "checkpoints" / "step-00000006" / "model.safetensors")
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "checkpoints" / "step-00000006" / "model.safetensors")
 
 
+@TOKENIZERS
 def test_an_interrupted_run_ends_where_an_uninterrupted_one_does_to_the_last_bit(
-    whole: Path, tmp_path: Path
+    whole: Whole, tmp_path: Path, tokenizer: Words
 ) -> None:
-    class Stop(Exception):
-        pass
-
-    def stop(*_: Any) -> None:
-        raise Stop
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("var.training.checkpoint.Checkpoints.save", after(1, stop))
-        with pytest.raises(Stop):
-            run(tmp_path)
-    assert equal(run(tmp_path), weights(whole))
-    averaged = [store.load(folder / "run").tokenizer.state_dict() for folder in (tmp_path, whole)]
-    assert equal(*averaged)
+        patch.setattr("var.training.checkpoint.Checkpoints.save", after(1, _interrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, base=tokenizer)
+    assert equal(run(tmp_path, base=tokenizer), weights(whole(tokenizer)))
+    folders = (tmp_path / "run", whole(tokenizer))
+    assert equal(*(store.load(folder).tokenizer.state_dict() for folder in folders))
 
 
 def after(count: int, act: Any) -> Any:
@@ -120,48 +89,66 @@ def after(count: int, act: Any) -> Any:
     return save
 
 
+@GENERATORS
 def test_a_generator_run_resumes_to_the_last_bit_and_makes_images(
-    whole: Path, tmp_path: Path
+    whole: Whole, tmp_path: Path, generator: Words, tokenizer: Words
 ) -> None:
-    base = [f"tokenizer.run={whole / 'run'}", "backbone.drop=0.1"]
-    full = run(tmp_path / "a", *base, base=GENERATOR)
+    base = [f"tokenizer.run={whole(tokenizer)}", "backbone.drop=0.1"]
+    full = run(tmp_path / "a", *base, base=generator)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("var.training.checkpoint.Checkpoints.save", after(1, _interrupt))
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "b", *base, base=GENERATOR)
-    assert equal(run(tmp_path / "b", *base, base=GENERATOR), full)
-    import var
-
-    assert var.load(tmp_path / "b" / "var")(labels=[0, "7"], seed=1).shape == (2, 3, 16, 16)
+            run(tmp_path / "b", *base, base=generator)
+    assert equal(run(tmp_path / "b", *base, base=generator), full)
+    pipe = var.load(tmp_path / "b" / name(generator))
+    assert pipe(labels=[0, "7"], seed=1).shape == (2, 3, 16, 16)
 
 
 def _interrupt() -> None:
     raise KeyboardInterrupt
 
 
-def test_half_batches_twice_make_the_same_step_as_whole_ones(whole: Path, tmp_path: Path) -> None:
-    base = [f"tokenizer.run={whole / 'run'}", "trainer.steps=3", "trainer.seed=1"]
-    once = run(tmp_path / "a", *base, base=GENERATOR)
-    twice = run(tmp_path / "b", *base, "trainer.accumulation=2", base=GENERATOR)
+@GENERATORS
+def test_half_batches_twice_make_the_same_step_as_whole_ones(
+    whole: Whole, tmp_path: Path, generator: Words, tokenizer: Words
+) -> None:
+    base = [f"tokenizer.run={whole(tokenizer)}", "trainer.steps=3", "trainer.seed=1"]
+    once = run(tmp_path / "a", *base, base=generator)
+    twice = run(tmp_path / "b", *base, "trainer.accumulation=2", base=generator)
     assert once.keys() == twice.keys()
     for key in once:
         torch.testing.assert_close(once[key], twice[key], atol=2e-4, rtol=0)
 
 
-@pytest.mark.parametrize("base", [TINY, GENERATOR], ids=["tokenizer", "generator"])
-def test_two_processes_take_the_steps_of_one(whole: Path, tmp_path: Path, base: list[str]) -> None:
-    name = "run" if base is TINY else "var"
-    extra = [] if base is TINY else [f"tokenizer.run={whole / 'run'}"]
-    extra += ["trainer.steps=3", "task.revive=0"]
+@pytest.fixture(scope="module")
+def short(whole: Whole) -> dict[str, Words]:
+    """The words of three steps of each kind of run."""
+    runs = {"codes": (*CODES, "task.revive=0"), "latents": LATENTS}
+    for generator, tokenizer in PAIRS:
+        runs[name(generator)] = (*generator, f"tokenizer.run={whole(tokenizer)}")
+    return {kind: (*each, "trainer.steps=3") for kind, each in runs.items()}
+
+
+@pytest.fixture(scope="module")
+def doubled(short: dict[str, Words], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a short run of each kind by two processes, which are started once for all."""
+    folder = tmp_path_factory.mktemp("two")
+    jobs = [[str(folder / kind), *each] for kind, each in short.items()]
+    (folder / "jobs.json").write_text(json.dumps(jobs))
     launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    overrides = [*(o for o in base if o.split("=")[0] not in str(extra)), *extra]
-    command = [sys.executable, *launch, "-m", "var.scripts.train", *overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [*command, f"runs={tmp_path / 'two'}"], check=True, env=environment, capture_output=True
-    )
-    one = run(tmp_path / "one", *extra, base=base)
-    two = load_file(tmp_path / "two" / name / "checkpoints/step-00000003/model.safetensors")
+    command = [sys.executable, *launch, "-m", words.__name__, str(folder / "jobs.json")]
+    root, environment = Path(__file__).parents[2], {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, env=environment, cwd=root, capture_output=True)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["codes", "latents", "var", "flowar"])
+def test_two_processes_take_the_steps_of_one(
+    doubled: Path, short: dict[str, Words], tmp_path: Path, kind: str
+) -> None:
+    one = run(tmp_path, base=short[kind])
+    (path,) = (doubled / kind / name(short[kind]) / "checkpoints").glob("step-*")
+    two = load_file(path / "model.safetensors")
     assert one.keys() == two.keys()
     for key in one:
         # Relative too: whitening matrices hold entries of about 50.
@@ -169,21 +156,20 @@ def test_two_processes_take_the_steps_of_one(whole: Path, tmp_path: Path, base: 
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_a_few_steps_lower_the_loss(tmp_path: Path, precision: str) -> None:
-    before = run(tmp_path, f"trainer.precision={precision}", "trainer.steps=30")
-    assert all(value.isfinite().all() for value in before.values())
-    tokenizer = store.load(tmp_path / "run")
-    from var.data.images import digits
-
-    image = digits(size=16).__getitems__(range(64))[0]
-    schedule = tokenizer.recipe.schedule
+@TOKENIZERS
+def test_a_few_steps_lower_the_loss(tmp_path: Path, tokenizer: Words, precision: str) -> None:
+    last = run(tmp_path, f"trainer.precision={precision}", "trainer.steps=30", base=tokenizer)
+    assert all(value.isfinite().all() for value in last.values())
+    trained = store.load(tmp_path / "run")
+    image, schedule = digits(size=16).__getitems__(range(64))[0], trained.recipe.schedule
+    module: Any = trained.tokenizer
     with torch.no_grad():
-        again, _ = tokenizer.tokenizer(image, schedule)
-    assert (again - image).square().mean() < image.var()
+        canvas = module.blank(64, schedule).write(*module.encode(image, schedule))
+        assert (module.decode(canvas) - image).square().mean() < image.var()
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_last_checkpoint(
-    whole: Path, tmp_path: Path
+    whole: Whole, tmp_path: Path
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -191,19 +177,19 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_last_checkpoint(
             lambda *_: torch.tensor([[torch.nan]], requires_grad=True),
         )
         with pytest.raises(UserError, match=r"not finite at step 1 .*trainer\.rate"):
-            run(tmp_path, f"tokenizer.run={whole / 'run'}", base=GENERATOR)
+            run(tmp_path, f"tokenizer.run={whole()}", base=VAR)
     assert not list((tmp_path / "var/checkpoints").glob("step-*"))
 
 
-def test_a_checkpoint_of_another_configuration_is_refused(whole: Path, tmp_path: Path) -> None:
-    checkpoint = whole / "run/checkpoints/step-00000003"
+def test_a_checkpoint_of_another_configuration_is_refused(whole: Whole, tmp_path: Path) -> None:
+    checkpoint = whole() / "checkpoints/step-00000003"
     with pytest.raises(UserError, match="cannot resume from .*step-00000003.*configuration"):
         run(tmp_path, f"resume={checkpoint}", "tokenizer.channels=8")
 
 
-def test_never_resuming_protects_an_existing_run(whole: Path) -> None:
+def test_never_resuming_protects_an_existing_run(whole: Whole) -> None:
     with pytest.raises(UserError, match="resume=auto, or set another name"):
-        run(whole, "resume=never")
+        run(whole().parent, "resume=never")
 
 
 @pytest.mark.parametrize(
@@ -228,29 +214,29 @@ def test_bad_input_is_named(tmp_path: Path, override: str, message: str) -> None
 
 
 def test_an_older_checkpoint_that_is_resumed_by_name_makes_the_newer_ones_void(
-    whole: Path, tmp_path: Path
+    whole: Whole, tmp_path: Path
 ) -> None:
-    shutil.copytree(whole / "run", tmp_path / "run")
+    shutil.copytree(whole(), tmp_path / "run")
     old = tmp_path / "run/checkpoints/step-00000003"
     run(tmp_path, f"resume={old}", "trainer.steps=4")
     assert sorted(numbers(tmp_path / "run/checkpoints")) == [3, 4]
 
 
-def test_a_damaged_checkpoint_is_told_in_one_line(whole: Path, tmp_path: Path) -> None:
-    shutil.copytree(whole / "run", tmp_path / "run")
+def test_a_damaged_checkpoint_is_told_in_one_line(whole: Whole, tmp_path: Path) -> None:
+    shutil.copytree(whole(), tmp_path / "run")
     file = tmp_path / "run/checkpoints/step-00000006/model.safetensors"
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError, match="cannot resume from .*step-00000006"):
         run(tmp_path, "trainer.steps=9")
 
 
-def test_what_an_experiment_says_of_sampling_is_kept(whole: Path, tmp_path: Path) -> None:
-    run(tmp_path, f"tokenizer.run={whole / 'run'}", "trainer.steps=1", base=GENERATOR)
+def test_what_an_experiment_says_of_sampling_is_kept(whole: Whole, tmp_path: Path) -> None:
+    run(tmp_path, f"tokenizer.run={whole()}", "trainer.steps=1", base=VAR)
     assert store.load(tmp_path / "var").recipe.sampling.scales == (1.0, 2.0)
 
 
-def test_everything_a_task_computes_with_follows_it_to_a_device(whole: Path) -> None:
-    base = store.load(whole / "run")
+def test_everything_a_task_computes_with_follows_it_to_a_device(whole: Whole) -> None:
+    base = store.load(whole())
     task = TokenizerTask(
         tokenizer=base.tokenizer,
         objective=Objective({}),
@@ -263,7 +249,7 @@ def test_everything_a_task_computes_with_follows_it_to_a_device(whole: Path) -> 
 
 
 def test_a_killed_run_leaves_whole_checkpoints_and_resumes(tmp_path: Path) -> None:
-    overrides = [*TINY, f"runs={tmp_path}", "trainer.checkpoint_every=1", "trainer.steps=400"]
+    overrides = [*CODES, f"runs={tmp_path}", "trainer.checkpoint_every=1", "trainer.steps=400"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "var.scripts.train", *overrides]
     folder, reached = tmp_path / "run" / "checkpoints", 0

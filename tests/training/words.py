@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 from pathlib import Path
 
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from hydra import compose, initialize_config_module
 from safetensors.torch import load_file
 from torch import Tensor
@@ -68,12 +73,32 @@ FLOWAR = (
 
 def run(folder: Path, *overrides: str, base: Words = CODES) -> dict[str, Tensor]:
     """Train by the real configs; return the weights of the newest checkpoint."""
-    with initialize_config_module("var.configs", version_base="1.3"):
-        main(compose("train", overrides=[*base, f"runs={folder}", *overrides]))
+    train(folder, *base, *overrides)
     newest = sorted((folder / name(base) / "checkpoints").glob("step-*"))[-1]
     return load_file(newest / "model.safetensors")
+
+
+def train(folder: Path, *words: str) -> None:
+    """Train by the real configs."""
+    with initialize_config_module("var.configs", version_base="1.3"):
+        main(compose("train", overrides=[*words, f"runs={folder}"]))
 
 
 def name(base: Words) -> str:
     """Return the name of the run that some words train."""
     return next(word for word in base if word.startswith("name=")).removeprefix("name=")
+
+
+def forget() -> None:
+    """Forget the precision and number of processes of the last run."""
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+if __name__ == "__main__":  # one of several processes: train what a file lists, [folder, words]
+    # At the end of a run they would part, and never meet again.
+    torch.distributed.destroy_process_group = lambda *_: None
+    for place, *words in json.loads(Path(sys.argv[1]).read_text()):
+        forget()
+        train(Path(place), *words)
+        assert PartialState().num_processes == int(os.environ["WORLD_SIZE"])
