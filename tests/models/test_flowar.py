@@ -54,6 +54,7 @@ def test_new_weights_are_drawn_as_published(cross: bool) -> None:
     [
         ({"head_heads": 3}, "3 heads do not divide the width 16"),
         ({"decoder_heads": 5}, "5 heads do not divide the width 32"),
+        ({"heads": 16}, "16 heads do not divide the width 32 into multiples of 4 channels"),
     ],
 )
 def test_heads_must_divide_their_widths(changes: dict, message: str) -> None:

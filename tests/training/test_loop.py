@@ -123,7 +123,8 @@ def test_half_batches_twice_make_the_same_step_as_whole_ones(
 @pytest.fixture(scope="module")
 def short(whole: Whole) -> dict[str, Words]:
     """The words of three steps of each kind of run."""
-    runs = {"codes": (*CODES, "task.revive=0"), "latents": LATENTS}
+    # No code is revived, by one process; latents are followed fast, by what all of them see.
+    runs = {"codes": (*CODES, "task.revive=0"), "latents": (*LATENTS, "task.share=0.5")}
     for generator, tokenizer in PAIRS:
         runs[name(generator)] = (*generator, f"tokenizer.run={whole(tokenizer)}")
     return {kind: (*each, "trainer.steps=3") for kind, each in runs.items()}

@@ -57,6 +57,11 @@ class Key:
         return _pattern(self.theirs)
 
 
+def inside(theirs: str, ours: str, keys: Iterable[Key]) -> tuple[Key, ...]:
+    """Return the lines of a part of a module, for the part of that name in the whole."""
+    return tuple(Key(f"{theirs}.{k.theirs}", f"{ours}.{k.ours}", k.shape) for k in keys)
+
+
 @dataclass(frozen=True)
 class KeyTable:
     """How a published state dict maps to a module.

@@ -113,8 +113,11 @@ class RotaryAttention(nn.Module):
         attention_drop: float = 0.0,
     ) -> None:
         super().__init__()
-        if width % heads:
-            raise ValueError(f"{heads} heads do not divide the width {width}")
+        if width % heads or width // heads % 4:
+            raise ValueError(
+                f"{heads} heads do not divide the width {width} into multiples of 4 channels, "
+                "which rotary positions turn"
+            )
         self.heads, self.attention_drop = heads, attention_drop
         self.qkv = Linear(width, 3 * width, bias=bias)
         self.proj = Linear(width, width)

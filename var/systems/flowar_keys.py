@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from var.models.foreign import Key, KeyTable
+from var.models.foreign import Key, KeyTable, inside
 
 # Of blocks of the backbone and of the head.
 _BOTH = (
@@ -24,16 +24,12 @@ _HEAD_BLOCK = (
 )
 
 
-def _inside(theirs: str, ours: str, keys: tuple[Key, ...]) -> tuple[Key, ...]:
-    return tuple(Key(f"{theirs}.{k.theirs}", f"{ours}.{k.ours}", k.shape) for k in keys)
-
-
 _HEAD = (
     Key("time_embed.mlp.0.{rest}", "time.rise.{rest}"),
     Key("time_embed.mlp.2.{rest}", "time.fall.{rest}"),
     Key("cond_embed.{rest}", "condition.{rest}"),
     Key("input_proj.{rest}", "inlet.{rest}"),
-    *_inside("res_blocks.{i}", "blocks.{i}", _HEAD_BLOCK),
+    *inside("res_blocks.{i}", "blocks.{i}", _HEAD_BLOCK),
     Key("final_layer.adaLN_modulation.1.{rest}", "modulation.{rest}"),
     Key("final_layer.linear.{rest}", "outlet.{rest}"),
 )
@@ -52,9 +48,9 @@ MODEL = KeyTable(
         Key("encoder_pos_embed_learned", "encoder_places", "1 l d -> l d"),
         Key("decoder_pos_embed_learned", "decoder_places", "1 l d -> l d"),
         Key("diffusion_pos_embed_learned", "head_places", "1 l d -> l d"),
-        *_inside("encoder_blocks.{i}", "encoder.{i}", _BLOCK),
-        *_inside("decoder_blocks.{i}", "decoder.{i}", _BLOCK),
-        *_inside("flownet", "head.net", _HEAD),
+        *inside("encoder_blocks.{i}", "encoder.{i}", _BLOCK),
+        *inside("decoder_blocks.{i}", "decoder.{i}", _BLOCK),
+        *inside("flownet", "head.net", _HEAD),
     ),
     derived=(
         "mask",

@@ -15,7 +15,7 @@ from typing import Any
 
 from var.diffusers_vae import filled, octaves
 from var.errors import UserError
-from var.models.foreign import Key, KeyTable
+from var.models.foreign import Key, KeyTable, inside
 from var.schedule import Schedule
 from var.systems.base import Checkpoint, Config, Parts, Spec, State, renamed
 
@@ -61,13 +61,9 @@ _ATTENTION = (
 )
 
 
-def _inside(theirs: str, ours: str, keys: tuple[Key, ...]) -> tuple[Key, ...]:
-    return tuple(Key(f"{theirs}.{k.theirs}", f"{ours}.{k.ours}", k.shape) for k in keys)
-
-
 _LEVEL = (
-    *_inside("block.{j}", "resnets.{j}", _RESIDUAL),
-    *_inside("attn.{j}", "attentions.{j}", _ATTENTION),
+    *inside("block.{j}", "resnets.{j}", _RESIDUAL),
+    *inside("attn.{j}", "attentions.{j}", _ATTENTION),
     Key("downsample.{rest}", "downsamplers.0.{rest}"),
     Key("upsample.{rest}", "upsamplers.0.{rest}"),
 )
@@ -75,9 +71,9 @@ _ENDS = (
     Key("conv_in.{rest}", "conv_in.{rest}"),
     Key("norm_out.{rest}", "conv_norm_out.{rest}"),
     Key("conv_out.{rest}", "conv_out.{rest}"),
-    *_inside("mid.block_1", "mid_block.resnets.0", _RESIDUAL),
-    *_inside("mid.attn_1", "mid_block.attentions.0", _ATTENTION),
-    *_inside("mid.block_2", "mid_block.resnets.1", _RESIDUAL),
+    *inside("mid.block_1", "mid_block.resnets.0", _RESIDUAL),
+    *inside("mid.attn_1", "mid_block.attentions.0", _ATTENTION),
+    *inside("mid.block_2", "mid_block.resnets.1", _RESIDUAL),
 )
 
 
@@ -89,16 +85,16 @@ def table(levels: int) -> KeyTable:
             reaches last, diffusers in the order of use.
     """
     ups = (
-        _inside(f"decoder.up.{i}", f"decoder.up_blocks.{levels - 1 - i}", _LEVEL)
+        inside(f"decoder.up.{i}", f"decoder.up_blocks.{levels - 1 - i}", _LEVEL)
         for i in range(levels)
     )
     return KeyTable(
         keys=(
-            *_inside("encoder", "encoder", _ENDS),
-            *_inside("encoder.down.{i}", "encoder.down_blocks.{i}", _LEVEL),
+            *inside("encoder", "encoder", _ENDS),
+            *inside("encoder.down.{i}", "encoder.down_blocks.{i}", _LEVEL),
             Key("quant_conv.{rest}", "quant_conv.{rest}"),
             Key("post_quant_conv.{rest}", "post_quant_conv.{rest}"),
-            *_inside("decoder", "decoder", _ENDS),
+            *inside("decoder", "decoder", _ENDS),
             *(key for up in ups for key in up),
         )
     )
