@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from var.heads.categorical import Categorical, CategoricalPrediction, SmoothPrediction
-from var.heads.flow import Flow
-from var.heads.flow_net import FlowNet
-from var.heads.ode import solver
+from var.heads.flow import Flow, FlowPrediction
+from var.heads.ode import Solver, Velocity
 from var.random import Rng
 from var.sampling import Guide, Sampling
 from var.schedule import Span
@@ -77,33 +76,17 @@ class NaiveHead(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class NaiveFlowPrediction:
+class NaiveFlowPrediction(FlowPrediction):
     """A flow that computes everything again at each step, for all rows.
 
     Attributes:
-        net, h, span, guide, sampling: see `var.heads.flow.FlowPrediction`.
         dtype: what products are computed in.
     """
 
-    net: FlowNet
-    h: Tensor
-    span: Span
-    guide: Guide
-    dtype: torch.dtype
-    sampling: Sampling = Sampling()
+    dtype: torch.dtype = torch.float32
 
-    def shaped(self, sampling: Sampling) -> NaiveFlowPrediction:
-        """Return the prediction that a solver and a number of steps turn into tokens."""
-        return replace(self, sampling=sampling)
-
-    def sample(self, rng: Rng | None = None) -> Tensor:
-        """Draw tokens (B, L, C) float32; without streams follow the flow from its mean, 0."""
-        images, shape = len(self.h) // self.guide.rows, (len(self.span), self.net.channels)
-        if rng is None:
-            noise = self.h.new_zeros(images, *shape, dtype=torch.float32)
-        else:
-            noise = rng.normal(*shape).to(self.h.device) * cast(float, self.sampling.temperature)
-        path = solver(self.sampling.solver, cast(int, self.sampling.steps))
+    def field(self, path: Solver) -> Velocity:
+        """Return the guided velocities at the times at which a solver looks."""
         looks = path.looks
         first, last = cast(tuple[float, float], self.sampling.interval)
 
@@ -112,9 +95,9 @@ class NaiveFlowPrediction:
             with autocast(self.h, self.dtype):
                 known = self.net.meet(self.h, self.span)
                 v = self.net(self.guide.spread(x.float()), self.net.clock(t), known)
-            return self.guide(v) if first <= looks[look] <= last else v[:images]
+            return self.guide(v) if first <= looks[look] <= last else v[: self.images]
 
-        return path.follow(noise, velocity).float()
+        return velocity
 
 
 class NaiveFlow(nn.Module):
@@ -126,7 +109,7 @@ class NaiveFlow(nn.Module):
 
     def forward(self, h: Tensor, span: Span, guide: Guide) -> NaiveFlowPrediction:
         """Return the prediction of features (R, L, W)."""
-        return NaiveFlowPrediction(self.head.net, h, span, guide, self.dtype)
+        return NaiveFlowPrediction(self.head.net, h, span, guide, dtype=self.dtype)
 
     def check(self, sampling: Sampling) -> None:
         """Check what the head checks."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from var.heads.flow_net import FlowNet, Known
-from var.heads.ode import Solver, solver
+from var.heads.ode import Solver, Velocity, solver
 from var.random import Rng
 from var.sampling import Guide, Sampling
 from var.schedule import Span
@@ -46,13 +46,22 @@ class FlowPrediction:
         Raises:
             UserError: there is no solver of that name.
         """
-        images, shape = len(self.h) // self.guide.rows, (len(self.span), self.net.channels)
+        shape = (len(self.span), self.net.channels)
         if rng is None:
-            noise = self.h.new_zeros(images, *shape, dtype=torch.float32)
+            noise = self.h.new_zeros(self.images, *shape, dtype=torch.float32)
         else:
             noise = rng.normal(*shape).to(self.h.device) * cast(float, self.sampling.temperature)
         path = solver(self.sampling.solver, cast(int, self.sampling.steps))
-        return path.follow(noise, _Field(self, path, images)).float()
+        return path.follow(noise, self.field(path)).float()
+
+    @property
+    def images(self) -> int:
+        """Number of images, B."""
+        return len(self.h) // self.guide.rows
+
+    def field(self, path: Solver) -> Velocity:
+        """Return the guided velocities at the times at which a solver looks."""
+        return _Field(self, path)
 
 
 class _Field:
@@ -62,7 +71,7 @@ class _Field:
     evaluated at guided times only.
     """
 
-    def __init__(self, prediction: FlowPrediction, path: Solver, images: int) -> None:
+    def __init__(self, prediction: FlowPrediction, path: Solver) -> None:
         guide, net, looks = prediction.guide, prediction.net, path.looks
         first, last = cast(tuple[float, float], prediction.sampling.interval)
         wanted = guide.rows > 1 and guide.scale != 1
@@ -71,9 +80,9 @@ class _Field:
         self.clock = net.clock(
             looks.to(prediction.h.device, torch.float32, non_blocking=True)[:, None]
         )
-        h = prediction.h if any(self.guided) else prediction.h[:images]
+        h = prediction.h if any(self.guided) else prediction.h[: prediction.images]
         self.both: Known = net.meet(h, prediction.span)
-        self.given = self.both.first(images)
+        self.given = self.both.first(prediction.images)
 
     def __call__(self, x: Tensor, look: int) -> Tensor:
         """Return the velocity (B, L, C) float32 of a state (B, L, C) at look number `look`."""

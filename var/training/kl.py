@@ -102,7 +102,7 @@ class KLTask(AutoencoderTask):
         square = posterior.mean.square() + posterior.deviation.square()
         moments = torch.stack([posterior.mean.mean(places), square.mean(places)])
         mean, square = reduce(moments, reduction="mean").view(2, *shift.shape)
-        # Of squares around the old mean, so that mean and deviation move together.
+        # Mean squares are what can be averaged over batches; deviations follow from them.
         old = scale.reciprocal().square() + shift.square()
         new = torch.lerp(old, square, share)
         shift.lerp_(mean, share)
