@@ -99,3 +99,44 @@ def test_cells_belong_to_grids() -> None:
     with pytest.raises(ValueError, match="2 grids but cells for 1 groups"):
         Schedule(grids=((1, 1), (2, 2)), cells=(None,))
     assert Schedule(grids=((2, 2), (2, 2)), cells=((0,), (1, 2, 3))).sizes == (1, 3)
+
+
+sides = st.integers(1, 5)
+
+
+@given(sides, sides)
+def test_a_raster_decides_cell_after_cell_row_by_row(h: int, w: int) -> None:
+    schedule = Schedule.raster((h, w))
+    assert len(schedule) == h * w and set(schedule.sizes) == {1}
+    assert set(schedule.grids) == {(h, w)} and schedule.is_raster
+    assert [cell for cells in schedule.cells for cell in cells or ()] == list(range(h * w))
+    assert schedule[1:].positions == slice(1, h * w) if h * w > 1 else True
+    assert (schedule == Schedule.raster((w, h))) == (h == w)
+
+
+def test_a_raster_of_a_side_is_square() -> None:
+    assert Schedule.raster(3) == Schedule.raster((3, 3)) == Schedule.raster([3, 3])
+    for grid in (0, (2, 0), (-1, 2)):
+        with pytest.raises(ValueError, match="at least one grid of positive size"):
+            Schedule.raster(grid)
+
+
+def test_other_orders_are_no_raster() -> None:
+    one = Schedule(grids=((1, 1),), cells=((0,),))
+    assert one.is_raster and not Schedule.scales([1]).is_raster
+    assert not Schedule.scales([1, 2]).is_raster
+    order = tuple((cell,) for cell in (0, 2, 1, 3))
+    assert not Schedule(grids=((2, 2),) * 4, cells=order).is_raster
+    assert not Schedule(grids=((2, 2),) * 2, cells=((0, 1), (2, 3))).is_raster
+    part = Schedule.raster(2)
+    assert not Schedule(grids=part.grids[:3], cells=part.cells[:3]).is_raster
+
+
+def test_equal_schedules_are_one_key_and_others_are_not() -> None:
+    first, again = Schedule.raster(4), Schedule.raster(4)
+    assert first is not again and first == again and hash(first) == hash(again)
+    assert len({first, again, Schedule.raster((2, 8)), Schedule.scales([1, 2])}) == 3
+    assert first[2:5] == again[2:5] and hash(first[2:5]) == hash(again[2:5])
+    assert first[2:5] != first[2:6] and first != "schedule" and first != first.grids
+    # What has the same grids, and other cells.
+    assert Schedule.scales([1]) != Schedule(grids=((1, 1),), cells=((0,),))

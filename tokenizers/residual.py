@@ -101,7 +101,7 @@ class MultiScaleQuantizer(nn.Module):
         count = 0 if share == 0 else sharing or scales
         self.phi = nn.ModuleList(Blend(channels, share) for _ in range(count))
         self.standard = Standardise(scales, channels) if standardise else None
-        self.commitment = commitment
+        self.commitment, self.scales = commitment, scales
         # What decides, besides the weights, what tokens mean.
         self.rules = (blend, normalised)
 
@@ -165,6 +165,20 @@ class MultiScaleQuantizer(nn.Module):
         """Return the ids of each scale, (B, L_k); in float32 whatever the autocast state."""
         with torch.autocast(latent.device.type, enabled=False):
             return [ids for _, ids, _ in self.steps(latent.float(), schedule)]
+
+    def seeds(self, latent: Tensor, schedule: Schedule) -> list[Tensor]:
+        """Return vectors (B, L_k, C) of each scale on which codes could lie, not standardised.
+
+        They are those of a residual pyramid without quantisation error.
+        """
+        vectors, written = [], torch.zeros_like(latent)
+        for group, grid in enumerate(schedule.grids):
+            rest = F.interpolate(latent - written, grid, mode="area")
+            vectors.append(rest.movedim(1, -1).flatten(1, 2))
+            if self.standard is not None:
+                rest = self.standard(rest, group)
+            written = written + self.lift(rest, group, schedule, tuple(latent.shape[-2:]))
+        return vectors
 
     def forward(self, latent: Tensor, schedule: Schedule) -> Quantised:
         """Quantise for training (VAR, section 3.2): in float32 whatever the autocast state."""

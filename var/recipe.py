@@ -91,7 +91,7 @@ class Recipe:
         plain: dict[str, Any] = {"tokenizer": _plain(self.tokenizer)}
         if self.backbone is not None:
             plain["backbone"] = _plain(self.backbone)
-        plain["schedule"] = _ladder(self.schedule)
+        plain["schedule"] = written(self.schedule)
         plain["data"] = _plain(vars(self.data))
         plain["sampling"] = _plain(vars(self.sampling))
         if self.decoding is not None:
@@ -190,15 +190,21 @@ def _choice(value: object, where: str) -> Spec:
 
 
 def parse_schedule(value: object, where: str) -> Schedule:
-    """Return the schedule of a ladder read from YAML or a command line.
+    """Return the schedule of a ladder, or of a raster, read from YAML or a command line.
 
     Raises:
         UserError: it is none.
     """
+    make: Any = Schedule.scales
+    if isinstance(value, Mapping) and set(value) == {"raster"}:
+        make, value = Schedule.raster, value["raster"]
     try:
-        return Schedule.scales(value)  # type: ignore[arg-type]
+        return make(value)
     except (ValueError, TypeError, IndexError) as error:
-        raise UserError(f"{where} must be a list of sides or (h, w) pairs: {error}") from error
+        raise UserError(
+            f"{where} must be a list of sides or (h, w) pairs, or {{raster: side}} or "
+            f"{{raster: [h, w]}}: {error}"
+        ) from error
 
 
 def _data(value: Spec, where: str) -> Data:
@@ -207,10 +213,18 @@ def _data(value: Spec, where: str) -> Data:
     return Data(**values)
 
 
-def _ladder(schedule: Schedule) -> list[int | list[int]]:
+def written(schedule: Schedule) -> Any:
+    """Return a schedule as configs say it, a ladder or a raster; `parse_schedule` reads it back.
+
+    Raises:
+        ValueError: it is of another kind.
+    """
+    sides = [h if h == w else [h, w] for h, w in schedule.grids]
+    if schedule.is_raster:
+        return {"raster": sides[0]}
     if any(cells is not None for cells in schedule.cells):
-        raise ValueError("a run folder can hold schedules of whole grids only")
-    return [h if h == w else [h, w] for h, w in schedule.grids]
+        raise ValueError("a run folder can hold schedules of whole grids, and rasters")
+    return sides
 
 
 def _plain(value: Any) -> Any:

@@ -16,7 +16,8 @@ from torch import Tensor
 Grid = tuple[int, int]
 
 
-@dataclass(frozen=True)
+# Compared by hand: schedules of a thousand groups are keys of caches that are asked at every step.
+@dataclass(frozen=True, eq=False)
 class Schedule:
     """The groups of tokens that make up an image, in the order in which they are decided.
 
@@ -26,6 +27,8 @@ class Schedule:
 
     >>> Schedule.scales([1, 2, (3, 4)]).sizes
     (1, 4, 12)
+    >>> Schedule.raster((2, 3)).sizes
+    (1, 1, 1, 1, 1, 1)
     """
 
     grids: tuple[Grid, ...]
@@ -42,6 +45,36 @@ class Schedule:
         """Return the next-scale schedule of a ladder of sides or (h, w) pairs (VAR, section 1)."""
         grids = tuple((s, s) if isinstance(s, int) else (int(s[0]), int(s[1])) for s in ladder)
         return cls(grids=grids, cells=(None,) * len(grids))
+
+    @classmethod
+    def raster(cls, grid: int | Sequence[int]) -> Schedule:
+        """Return the schedule of single cells, row by row, of a side or an (h, w) pair."""
+        h, w = (grid, grid) if isinstance(grid, int) else (int(grid[0]), int(grid[1]))
+        return cls(grids=((h, w),) * (h * w), cells=tuple((cell,) for cell in range(h * w)))
+
+    @cached_property
+    def is_raster(self) -> bool:
+        """Whether the groups are the cells of one grid, row by row."""
+        grid = self.grids[0]
+        return self.cells[0] is not None and self == Schedule.raster(grid)
+
+    def __str__(self) -> str:
+        """Return what messages say of it: a raster may have a thousand equal grids."""
+        if self.is_raster:
+            return f"the raster of {self.grids[0]}"
+        return f"the grids {list(self.grids)}"
+
+    def __eq__(self, other: object) -> bool:
+        if self is other or not isinstance(other, Schedule):
+            return self is other
+        return self.grids == other.grids and self.cells == other.cells
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.grids, self.cells))
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -100,6 +133,26 @@ class Span:
         """Return the group of each position, (L,) int64."""
         return _levels(self, torch.device(device or "cpu"))
 
+    def follows(self, groups: int) -> bool:
+        """Return whether it begins where so many groups end."""
+        return self.start == groups
+
+    def rows(self, table: Tensor) -> Tensor:
+        """Return the rows of the span's positions of a table (N, ...) of all positions."""
+        return table[self.positions]
+
+    def store(self, room: Tensor, values: Tensor) -> None:
+        """Write values (..., L, d) where the span lies in a room (..., N, d)."""
+        room[..., self.positions, :] = values
+
+    def seen(self, room: Tensor) -> Tensor:
+        """Return what a room (..., N, d) holds of all positions up to the span's end, a view."""
+        return room[..., : self.positions.stop, :]
+
+    def back(self) -> Tensor | None:
+        """Return which of what is `seen` lies ahead of no position, (L, S); None: see `mask`."""
+        return None
+
     def mask(
         self, past: int = 0, own: bool = False, device: torch.device | str | None = None
     ) -> Tensor | None:
@@ -111,6 +164,37 @@ class Span:
         if self.stop - self.start == 1 and not (own and past):
             return None
         return _mask(self, past, own, torch.device(device or "cpu"))
+
+
+@dataclass(frozen=True, eq=False)
+class Rolling(Span):
+    """A span of single cells that the device knows the place of, and the program does not.
+
+    What is captured with it serves every place: the program knows its length, and that it lies
+    before `stop`, up to which everything is read.
+
+    Attributes:
+        index: (L,) int64 the positions.
+    """
+
+    index: Tensor
+
+    def follows(self, groups: int) -> bool:
+        """Return true: it lies wherever it is put."""
+        return True
+
+    def rows(self, table: Tensor) -> Tensor:
+        """Return the rows of the span's positions of a table (N, ...) of all positions."""
+        return table.index_select(0, self.index)
+
+    def store(self, room: Tensor, values: Tensor) -> None:
+        """Write values (..., L, d) where the span lies in a room (..., N, d)."""
+        room.index_copy_(-2, self.index, values)
+
+    def back(self) -> Tensor | None:
+        """Return which of what is `seen` lies ahead of no position, (L, S) bool."""
+        keys = torch.arange(self.positions.stop, device=self.index.device)
+        return keys <= self.index[:, None]
 
 
 # Geometry is asked for at every layer and step: computed once per device, and outside inference

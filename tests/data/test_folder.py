@@ -3,6 +3,7 @@
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -120,6 +121,23 @@ def test_tests_and_caches_see_the_centre(root: Path) -> None:
     assert data.crop is not None, "the data set itself goes on cropping at random"
 
 
+def test_how_images_are_resized_is_said_once_for_crops_and_centres(root: Path) -> None:
+    halving = {"resize": "halving", "enlarge": 1.0, "flip": False}
+    with Image.open(root / "train/dog/a.JPEG") as image:
+        centre = centre_crop(16, enlarge=1.0, resize="halving")(image)
+        boxes = to_tensor(image.reduce(4))
+    assert (centre - boxes).abs().max() < 3 / 255, "64 pixels are halved twice, and that is all"
+    random = training(root, **halving).__getitems__([2]).image[0]  # there is one place only
+    plain = training(root, **halving).plain().__getitems__([2]).image[0]
+    assert torch.equal(random, centre) and torch.equal(plain, centre)
+    assert not torch.equal(centre_crop(16, enlarge=1.0)(Image.fromarray(pixels(root))), centre)
+
+
+def pixels(root: Path) -> np.ndarray:
+    with Image.open(root / "train/dog/a.JPEG") as image:
+        return np.array(image)
+
+
 def test_it_can_be_sent_to_another_process(root: Path) -> None:
     data = training(root)
     again = pickle.loads(pickle.dumps(data))
@@ -154,6 +172,7 @@ def test_names_that_are_no_text_are_read_as_well(root: Path) -> None:
         ("", {"size": 0}, "size=0"),
         ("", {"enlarge": 0.5}, "enlarge=0.5"),
         ("", {"seed": -1}, "seed=-1"),
+        ("", {"resize": "nearest"}, "resize=nearest of image_folder: use lanczos or halving"),
         ("", {"root": "/nowhere"}, "no folders of images below /nowhere.*data.root"),
         ("train", {}, "train is missing beside .*val"),
         ("val", {"train": False}, "val is missing beside .*train"),
@@ -188,6 +207,7 @@ def test_a_digest_tells_crops_and_files_apart_but_not_places(root: Path, tmp_pat
     whole = training(root)
     assert whole.digest() == training(root).digest() == whole.plain().digest()
     assert whole.digest() != training(root, enlarge=1.0).digest()
+    assert whole.digest() != training(root, resize="halving").digest()
     moved = tmp_path / "moved"
     (root / "train").rename(moved)
     assert training(moved).digest() == whole.digest()

@@ -39,7 +39,8 @@ def test_missing_fashion_mnist_is_told_in_one_line_with_the_remedy(tmp_path: Pat
         fashion_mnist(root=tmp_path)
 
 
+@pytest.mark.parametrize("resize", ["lanczos", "halving"])
 @pytest.mark.parametrize("size", [(50, 40), (40, 50), (17, 33)])
-def test_the_centre_crop_has_its_size_and_range(size: tuple[int, int]) -> None:
-    crop = centre_crop(16)(Image.linear_gradient("L").resize(size))
+def test_the_centre_crop_has_its_size_and_range(size: tuple[int, int], resize: str) -> None:
+    crop = centre_crop(16, resize=resize)(Image.linear_gradient("L").resize(size))
     assert crop.shape == (3, 16, 16) and crop.min() >= 0 and crop.max() <= 1

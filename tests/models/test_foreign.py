@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from tests import tiny
 from var.errors import UserError
-from var.models.foreign import Key, KeyTable
+from var.models.foreign import Key, KeyTable, inside
 from var.systems import var_keys
 
 TABLE = KeyTable(
@@ -87,6 +87,69 @@ def test_a_failed_load_changes_nothing() -> None:
     with pytest.raises(UserError):
         TABLE.load(module, state, "it")
     assert (module.blocks[0].table == 0).all()
+
+
+JOINED = KeyTable(
+    keys=inside(
+        "blocks.{i}",
+        "layers.{i}",
+        (
+            Key(("q.weight", "k.weight", "v.weight"), "qkv.weight", "o i 1 -> o i"),
+            Key(("q.{rest}", "k.{rest}", "v.{rest}"), "qkv.{rest}"),
+            Key("out.{rest}", "proj.{rest}"),
+        ),
+    )
+)
+
+
+class Fused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Module() for _ in range(2))
+        for layer in self.layers:
+            layer.qkv, layer.proj = nn.Linear(4, 6), nn.Linear(2, 3)
+
+
+def shares() -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for i in range(2):
+        for name in "vkq":  # not in the order in which they are joined
+            state[f"blocks.{i}.{name}.weight"] = torch.randn(2, 4, 1)
+            state[f"blocks.{i}.{name}.bias"] = torch.randn(2)
+        state[f"blocks.{i}.out.weight"] = torch.randn(3, 2)
+        state[f"blocks.{i}.out.bias"] = torch.randn(3)
+    return state
+
+
+def test_several_published_tensors_become_one_of_ours_in_the_order_of_the_line() -> None:
+    module, state = Fused(), shares()
+    JOINED.load(module, state, "it")
+    q, k, v = (state[f"blocks.1.{name}.weight"][..., 0] for name in "qkv")
+    assert torch.equal(module.layers[1].qkv.weight, torch.cat([q, k, v]))
+    assert torch.equal(module.layers[0].qkv.bias[2:4], state["blocks.0.k.bias"])
+    assert torch.equal(module.layers[0].proj.weight, state["blocks.0.out.weight"])
+
+
+def test_what_was_joined_is_published_again_as_it_was() -> None:
+    module, state = Fused(), shares()
+    JOINED.load(module, state, "it")
+    again = JOINED.publish(module.state_dict())
+    assert again.keys() == state.keys()
+    assert all(torch.equal(tensor, state[key]) for key, tensor in again.items())
+
+
+def test_errors_name_the_share_that_is_missing_or_of_another_shape() -> None:
+    state = shares()
+    del state["blocks.0.k.bias"]
+    state["blocks.1.v.weight"] = torch.zeros(1, 4, 1)
+    with pytest.raises(UserError) as caught:
+        JOINED.load(Fused(), state, "the state of it")
+    assert str(caught.value) == (
+        "the state of it does not fit its configuration: 1 missing: blocks.0.k.bias; "
+        "1 of another shape: blocks.1.v.weight (1, 4, 1) instead of (2, 4, 1)"
+    )
+    with pytest.raises(KeyError, match=r"blocks\.0\.k\.bias .* layers\.0\.qkv\.bias"):
+        JOINED.adopt(state)
 
 
 @pytest.mark.parametrize("changes", [{}, {"l2_norm": False}, {"shared_adaln": True}])

@@ -21,6 +21,7 @@ STATE = {"a": torch.arange(3.0), "b.c": torch.ones(2, 2)}
     [
         STATE,
         {"model": STATE},
+        {"module": STATE},
         {"state_dict": STATE},
         {"epoch": 3, "global_step": 9, "state_dict": STATE, "version": "1.2", "args": None},
         {"model": {key: torch.nn.Parameter(tensor) for key, tensor in STATE.items()}},

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from tests import tiny
 from tests.data.drawing import Drawing
+from var.condition import Condition
 from var.random import Rng
-from var.sampling import Condition
 from var.schedule import Schedule
 from var.tokenizers.around import Precompressed, Wrapped
 from var.tokenizers.continuous import KL

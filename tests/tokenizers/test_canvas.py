@@ -5,10 +5,11 @@ import torch
 from torch import Tensor
 
 from tests import tiny
+from var.condition import Condition
 from var.decoding.loop import decide
 from var.decoding.sequential import Sequential
 from var.random import Rng
-from var.sampling import Condition, Sampling
+from var.sampling import Sampling
 from var.tokenizers.canvas import Framed, hole_mask, latents
 from var.tokenizers.tokenizer import Canvas
 

@@ -62,7 +62,7 @@ def test_dead_codes_move_onto_data_the_others_stay_and_momentum_is_forgotten() -
     before = weight.detach().clone()
     counts = torch.full((4, VOCABULARY), 100.0)
     counts[:, 3:7] = 0
-    health = Health(made, scales=4, interval=10)
+    health = Health(made, interval=10)
     health.observe(counts)
     vectors = [torch.full((2, size, CHANNELS), 9.0) for size in SCHEDULE.sizes]
     assert health.revive(vectors, optimizer, rng()) == 4
@@ -74,7 +74,7 @@ def test_dead_codes_move_onto_data_the_others_stay_and_momentum_is_forgotten() -
 
 
 def test_counts_survive_a_checkpoint() -> None:
-    first, second = (Health(quantizer(), scales=4, interval=1) for _ in range(2))
+    first, second = (Health(quantizer(), interval=1) for _ in range(2))
     first.observe(torch.rand(4, VOCABULARY))
     second.load_state_dict(first.state_dict())
     assert torch.equal(first.since, second.since)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from var.data.images import Batch, ImageData, Images, centre_crop, shorter_edge, to_tensor, upright
+from var.data.images import RESIZE, Batch, ImageData, Images, centre_crop, to_tensor, upright
 from var.errors import UserError
 
 
@@ -24,19 +24,21 @@ class RandomCrop:
 
     Attributes:
         size: of the crop.
-        enlarge: the shorter edge is first resized to `round(enlarge * size)`, by Lanczos.
+        enlarge: the shorter edge is first resized to `round(enlarge * size)`.
         flip: mirror every other image.
         seed: what is drawn is a function of it and of the number.
+        resize: how: `lanczos` as published there, or `halving`, see `var.data.images.halved`.
     """
 
     size: int
     enlarge: float = 1.125
     flip: bool = True
     seed: int = 0
+    resize: str = "lanczos"
 
     def __call__(self, image: Image.Image, number: int) -> Tensor:
         rng = _generator(self.seed, number)
-        image = shorter_edge(upright(image), round(self.enlarge * self.size))
+        image = RESIZE[self.resize](upright(image), round(self.enlarge * self.size))
         left, top = (
             int(torch.randint(side - self.size + 1, (), generator=rng)) for side in image.size
         )
@@ -62,6 +64,7 @@ class ImageFolder(Images):
         classes: names of the classes.
         size: side of the images handed out.
         enlarge: shorter edge before the crop, in sizes.
+        resize: how the shorter edge is resized before the centre is cut out.
         crop: how to crop at random; None: the centre is cut out.
         workers: processes that a loader shall read with.
     """
@@ -76,6 +79,7 @@ class ImageFolder(Images):
         classes: Sequence[str],
         size: int,
         enlarge: float = 1.125,
+        resize: str = "lanczos",
         crop: RandomCrop | None = None,
         workers: int = 0,
     ) -> None:
@@ -83,7 +87,8 @@ class ImageFolder(Images):
         # In one piece of memory: worker processes would copy a long list as they count references.
         self.files = np.array([os.fsencode(file) for file in files])
         self.labels = torch.tensor(labels, dtype=torch.int64)
-        self.size, self.enlarge, self.crop, self.workers = size, enlarge, crop, workers
+        self.size, self.enlarge, self.resize = size, enlarge, resize
+        self.crop, self.workers = crop, workers
 
     def __len__(self) -> int:
         return len(self.files)
@@ -94,7 +99,9 @@ class ImageFolder(Images):
 
     def digest(self) -> str:
         """Return the sha256 of file names, labels and how the centre is cut out."""
-        digest = hashlib.sha256(f"{self.size} {self.enlarge}".encode())
+        # Caches that were made before there was a choice go on counting.
+        how = "" if self.resize == "lanczos" else f" {self.resize}"
+        digest = hashlib.sha256(f"{self.size} {self.enlarge}{how}".encode())
         digest.update(self.files.tobytes())
         digest.update(self.labels.numpy().data)
         return digest.hexdigest()
@@ -110,7 +117,7 @@ class ImageFolder(Images):
         try:
             with Image.open(path) as image:
                 if self.crop is None:
-                    return centre_crop(self.size, self.enlarge)(image)
+                    return centre_crop(self.size, self.enlarge, self.resize)(image)
                 return self.crop(image, number)
         except Exception as error:  # Pillow raises whatever it stumbles over in a damaged file
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -127,6 +134,7 @@ def image_folder(
     enlarge: float = 1.125,
     flip: bool = True,
     seed: int = 0,
+    resize: str = "lanczos",
     name: str = "image_folder",
     workers: int = 0,
 ) -> ImageFolder:
@@ -135,7 +143,7 @@ def image_folder(
     Args:
         root: holds `train/<class>/…` and `val/<class>/…`, or `<class>/…` for both splits.
         train: the training images, cropped at random; or the others, of which the centre is cut.
-        size, enlarge, flip, seed: see `RandomCrop`.
+        size, enlarge, flip, seed, resize: see `RandomCrop`.
         name: of the data set.
         workers: processes that a loader shall read with.
 
@@ -148,6 +156,8 @@ def image_folder(
             "0 or more"
         )
     split = _split(Path(root), train)
+    if resize not in RESIZE:
+        raise UserError(f"resize={resize} of {name}: use {' or '.join(RESIZE)}")
     # Test images are labelled as training images are, even if some classes have none.
     first = Path(root, "train") if Path(root, "train").is_dir() else split
     classes = _classes(first)
@@ -162,7 +172,8 @@ def image_folder(
         classes=classes,
         size=size,
         enlarge=enlarge,
-        crop=RandomCrop(size, enlarge, flip, seed) if train else None,
+        resize=resize,
+        crop=RandomCrop(size, enlarge, flip, seed, resize) if train else None,
         workers=workers,
     )
 

@@ -177,17 +177,22 @@ def crop_fashion_mnist(image: Tensor, padding: int = 2) -> Tensor:
     return grey.clamp(0, 1).mul(255).round().byte()
 
 
-def centre_crop(size: int, enlarge: float = 1.125) -> Callable[[Image.Image], Tensor]:
-    """Return the published validation transform (VAR, section 5): PIL image to (3, size, size).
+def centre_crop(
+    size: int, enlarge: float = 1.125, resize: str = "lanczos"
+) -> Callable[[Image.Image], Tensor]:
+    """Return the published validation transform: PIL image to (3, size, size), values in [0, 1].
 
-    The shorter edge is resized to `round(enlarge * size)` by Lanczos, the centre cut out; values
-    are in [0, 1].
+    Args:
+        size: of the crop.
+        enlarge: the shorter edge is first resized to so many sizes, then the centre cut out.
+        resize: `lanczos` (VAR, section 5) or `halving` (LlamaGen, section 5), see `RESIZE`.
     """
+    resized, whole = RESIZE[resize], {"lanczos": round, "halving": int}[resize]
 
     def transform(image: Image.Image) -> Tensor:
-        image = shorter_edge(upright(image), round(enlarge * size))
-        left = round((image.width - size) / 2)
-        top = round((image.height - size) / 2)
+        image = resized(upright(image), whole(enlarge * size))
+        left = whole((image.width - size) / 2)
+        top = whole((image.height - size) / 2)
         return to_tensor(image.crop((left, top, left + size, top + size)))
 
     return transform
@@ -204,6 +209,22 @@ def shorter_edge(image: Image.Image, side: int) -> Image.Image:
     far = int(side * long / short)
     size = (side, far) if image.width <= image.height else (far, side)
     return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def halved(image: Image.Image, side: int) -> Image.Image:
+    """Return an image with a shorter edge of `side` pixels, as diffusion models train on.
+
+    It is halved by a box filter while that leaves enough, then resized by a bicubic one.
+    """
+    while min(image.size) >= 2 * side:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = side / min(image.size)
+    size = (round(image.width * scale), round(image.height * scale))
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+# How a shorter edge is brought to a length.
+RESIZE = {"lanczos": shorter_edge, "halving": halved}
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -7,16 +7,19 @@ published keys.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from var.errors import UserError
 
 State = Mapping[str, Tensor]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -27,39 +30,57 @@ class Key:
     `{rest}`, a word, for any text.
 
     Attributes:
-        theirs: published name.
+        theirs: published name; of several, equal shares of ours, joined along its first dimension.
         ours: name in our module.
         shape: einops pattern from the published shape to ours, empty if they agree.
     """
 
-    theirs: str
+    theirs: str | tuple[str, ...]
     ours: str
     shape: str = ""
 
+    @property
+    def shares(self) -> tuple[str, ...]:
+        """Published names, in the order in which they are joined."""
+        return (self.theirs,) if isinstance(self.theirs, str) else self.theirs
+
+    def match(self, name: str) -> tuple[str, int] | None:
+        """Return our name of a published one, and which share it is; None: not this line."""
+        for place, pattern in enumerate(self._patterns[1:]):
+            if found := pattern.fullmatch(name):
+                return self.ours.format(**found.groupdict()), place
+        return None
+
+    def published(self, name: str) -> tuple[str, ...] | None:
+        """Return the published names of one of ours, or None if the line does not apply."""
+        found = self._patterns[0].fullmatch(name)
+        return found and tuple(share.format(**found.groupdict()) for share in self.shares)
+
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return published tensors as ours: a copy if there are several, else none."""
+        if self.shape:
+            tensors = [rearrange(tensor, self.shape) for tensor in tensors]
+        return torch.cat(list(tensors)) if len(tensors) > 1 else tensors[0]
+
+    def part(self, tensor: Tensor) -> Sequence[Tensor]:
+        """Return ours as the published tensors; the inverse of `join`, without a copy."""
+        shares = tensor.chunk(len(self.shares)) if len(self.shares) > 1 else (tensor,)
+        left, _, right = self.shape.partition("->")
+        return [rearrange(t, f"{right} -> {left}") for t in shares] if self.shape else shares
+
     @cached_property
-    def back(self) -> Key:
-        """The line read from right to left."""
-        left, arrow, right = self.shape.partition("->")
-        shape = f"{right.strip()} -> {left.strip()}" if arrow else ""
-        return Key(theirs=self.ours, ours=self.theirs, shape=shape)
-
-    def match(self, name: str) -> str | None:
-        """Return our name of a published one, or None if the line does not apply."""
-        found = self._pattern.fullmatch(name)
-        return self.ours.format(**found.groupdict()) if found else None
-
-    def convert(self, tensor: Tensor) -> Tensor:
-        """Return a published tensor in our shape."""
-        return rearrange(tensor, self.shape) if self.shape else tensor
-
-    @cached_property
-    def _pattern(self) -> re.Pattern[str]:
-        return _pattern(self.theirs)
+    def _patterns(self) -> list[re.Pattern[str]]:
+        return [_pattern(name) for name in (self.ours, *self.shares)]
 
 
 def inside(theirs: str, ours: str, keys: Iterable[Key]) -> tuple[Key, ...]:
     """Return the lines of a part of a module, for the part of that name in the whole."""
-    return tuple(Key(f"{theirs}.{k.theirs}", f"{ours}.{k.ours}", k.shape) for k in keys)
+
+    def within(key: Key) -> Key:
+        shares = tuple(f"{theirs}.{share}" for share in key.shares)
+        return Key(shares, f"{ours}.{key.ours}", key.shape)
+
+    return tuple(within(key) for key in keys)
 
 
 @dataclass(frozen=True)
@@ -75,16 +96,41 @@ class KeyTable:
     derived: tuple[str, ...] = ()
 
     def adopt(self, state: State) -> dict[str, Tensor]:
-        """Return a published state under our names and in our shapes, without derived keys."""
-        kept = ((name, tensor) for name, tensor in state.items() if not self._drops(name))
-        return self._translate(self.keys, kept)
+        """Return a published state under our names and in our shapes, without derived keys.
+
+        Raises:
+            KeyError: no line applies to a name, or others that it is joined with are missing.
+        """
+        found: dict[str, tuple[Key, dict[int, Tensor]]] = {}
+        for name, tensor in state.items():
+            if not self._drops(name):
+                key, (ours, place) = self._line(name, Key.match)
+                found.setdefault(ours, (key, {}))[1][place] = tensor
+        for ours, (key, shares) in found.items():
+            if len(shares) < len(key.shares):
+                missing = set(key.published(ours) or ()) - state.keys()
+                raise KeyError(f"{', '.join(sorted(missing))} are missing: parts of {ours}")
+        return {
+            ours: key.join([shares[place] for place in sorted(shares)])
+            for ours, (key, shares) in found.items()
+        }
 
     def publish(self, state: State) -> dict[str, Tensor]:
-        """Return our state under the published names and in the published shapes."""
-        return self._translate([key.back for key in self.keys], state.items())
+        """Return our state under the published names and in the published shapes.
+
+        Raises:
+            KeyError: no line applies to a name.
+        """
+        result: dict[str, Tensor] = {}
+        for name, tensor in state.items():
+            key, theirs = self._line(name, Key.published)
+            result |= zip(theirs, key.part(tensor), strict=True)
+        return result
 
     def load(self, module: nn.Module, state: State, what: str) -> None:
-        """Give `module` the tensors of a published state: no copy, it owns them from then on.
+        """Give `module` the tensors of a published state: it owns them from then on.
+
+        Only those that are joined are copied.
 
         Args:
             module: built for the state, on any device, `meta` included.
@@ -113,18 +159,12 @@ class KeyTable:
     def _derived(self) -> list[re.Pattern[str]]:
         return [_pattern(name) for name in self.derived]
 
-    def _translate(
-        self, keys: Iterable[Key], items: Iterable[tuple[str, Tensor]]
-    ) -> dict[str, Tensor]:
-        keys, result = list(keys), dict[str, Tensor]()
-        for name, tensor in items:
-            for key in keys:
-                if (new := key.match(name)) is not None:
-                    result[new] = key.convert(tensor)
-                    break
-            else:
-                raise KeyError(f"no line of the key table applies to {name}")
-        return result
+    def _line(self, name: str, read: Callable[[Key, str], T | None]) -> tuple[Key, T]:
+        """Return the line that applies to a name, and what it makes of it."""
+        for key in self.keys:
+            if (new := read(key, name)) is not None:
+                return key, new
+        raise KeyError(f"no line of the key table applies to {name}")
 
 
 def _pattern(name: str) -> re.Pattern[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from var.errors import UserError
 
-_WRAPPERS = (["model"], ["state_dict"])
+_WRAPPERS = (["model"], ["module"], ["state_dict"])
 
 
 def locate(repository: str, file: str | tuple[str, ...], folder: Path | None = None) -> Path:
@@ -53,7 +53,7 @@ def locate(repository: str, file: str | tuple[str, ...], folder: Path | None = N
 def read_state(path: Path) -> dict[str, Tensor]:
     """Return the flat state dict in a `.safetensors` or PyTorch file.
 
-    It may be wrapped, as all that there is besides plain values, in an entry `model` or
+    It may be wrapped, as all that there is besides plain values, in an entry `model`, `module` or
     `state_dict`. PyTorch files are opened without running code from them, and mapped into memory
     where possible.
 

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from var.condition import Condition
 from var.errors import UserError
 from var.heads.categorical import CategoricalPrediction
 from var.models.base import Backbone
 from var.random import Rng
-from var.sampling import Condition, Guide
+from var.sampling import Guide
 from var.schedule import Schedule, Span
 from var.tokenizers.tokenizer import Tokenizer
 from var.training.generator import FrozenTokenizer, GeneratorTask

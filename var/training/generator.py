@@ -8,10 +8,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from var.condition import Condition
 from var.errors import UserError
 from var.models.base import Backbone
 from var.random import Rng
-from var.sampling import Condition
 from var.schedule import Schedule
 from var.tokenizers.tokenizer import Tokenizer
 from var.training.loss import loss

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from var.schedule import Schedule
+from var.tokenizers.quantizer import Quantizer
 from var.tokenizers.residual import MultiScaleQuantizer
+
+AnyQuantizer = MultiScaleQuantizer | Quantizer
 
 
 def usage(counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,20 +52,13 @@ def covariance(mean: Tensor, square: Tensor) -> Tensor:
 
 @torch.no_grad()
 def start(
-    quantizer: MultiScaleQuantizer, latent: Tensor, schedule: Schedule, rng: torch.Generator
+    quantizer: AnyQuantizer, latent: Tensor, schedule: Schedule, rng: torch.Generator
 ) -> None:
     """Put statistics and codebook on data: every scale gives an equal share of the codes.
 
-    The vectors are those of a residual pyramid without quantisation error; (B, C, h, w) latents of
-    one large batch will do.
+    Latents (B, C, h, w) of one large batch will do.
     """
-    vectors, written = [], torch.zeros_like(latent)
-    for group, grid in enumerate(schedule.grids):
-        rest = F.interpolate(latent - written, grid, mode="area")
-        vectors.append(rest.movedim(1, -1).flatten(1, 2))
-        if quantizer.standard is not None:
-            rest = quantizer.standard(rest, group)
-        written = written + quantizer.lift(rest, group, schedule, tuple(latent.shape[-2:]))
+    vectors = quantizer.seeds(latent, schedule)
     if quantizer.standard is not None:
         mean, square = moments(vectors)
         quantizer.standard.follow(mean, covariance(mean, square), share=1.0)
@@ -88,18 +83,15 @@ class Health:
     """Count codes in use and revive the others.
 
     Args:
-        quantizer: the quantizer that is trained.
-        scales: number of scales K.
+        quantizer: the quantizer that is trained, of K scales.
         interval: steps between revivals; 0 never revives.
         threshold: a code is dead when used less than this share of the average.
     """
 
-    def __init__(
-        self, quantizer: MultiScaleQuantizer, scales: int, interval: int, threshold: float = 0.05
-    ) -> None:
+    def __init__(self, quantizer: AnyQuantizer, interval: int, threshold: float = 0.05) -> None:
         self.quantizer, self.interval, self.threshold = quantizer, interval, threshold
         weight = quantizer.codebook.weight
-        self.window = torch.zeros(scales, len(weight), device=weight.device)
+        self.window = torch.zeros(quantizer.scales, len(weight), device=weight.device)
         self.since = torch.zeros_like(self.window)
 
     def to(self, device: torch.device) -> None:

@@ -32,7 +32,8 @@ class Variational(nn.Module):
         The divergence is taken per pixel value, as reconstruction errors are.
         """
         reconstruction, posterior = self.tokenizer(image, rng)
-        losses = self.objective(image, reconstruction.float())
+        last = self.tokenizer.vae.decoder.conv_out.weight
+        losses = self.objective(image, reconstruction.float(), last)
         divergence = posterior.divergence().mean() / image[0].numel()
         return losses | {"divergence": self.weight * divergence}, posterior
 

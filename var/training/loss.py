@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from var.condition import Condition
 from var.models.base import Backbone
 from var.random import Rng
-from var.sampling import Condition
 from var.schedule import Schedule, Span
 from var.tokenizers.tokenizer import Tokenizer
 

@@ -1,4 +1,4 @@
-"""Training a tokenizer: what all kinds share; and the multi-scale one, its codebook's health."""
+"""Training a tokenizer: what all kinds share; and those with a codebook, and its health."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from var.random import Rng
 from var.schedule import Schedule
+from var.tokenizers.convolutional import Convolutional
 from var.tokenizers.losses import Objective
-from var.tokenizers.multiscale import MultiScaleVQ
 from var.tokenizers.residual import Quantised
 from var.training import health
 from var.training.task import First
@@ -20,14 +20,15 @@ from var.training.task import First
 class Reconstructor(nn.Module):
     """A tokenizer and what it is judged by, as one module with one forward pass."""
 
-    def __init__(self, tokenizer: MultiScaleVQ, objective: Objective, schedule: Schedule) -> None:
+    def __init__(self, tokenizer: Convolutional, objective: Objective, schedule: Schedule) -> None:
         super().__init__()
         self.tokenizer, self.objective, self.schedule = tokenizer, objective, schedule
 
     def forward(self, image: Tensor) -> tuple[dict[str, Tensor], Quantised]:
         """Return the losses of a batch (B, 3, H, W) in [0, 1], and how it was quantised."""
         reconstruction, quantised = self.tokenizer(image, self.schedule)
-        losses = self.objective(image, reconstruction.float())
+        last = self.tokenizer.decoder.conv_out.weight
+        losses = self.objective(image, reconstruction.float(), last)
         return losses | {"quantizer": quantised.loss}, quantised
 
 
@@ -53,18 +54,23 @@ class AutoencoderTask:
 
     @torch.no_grad()
     def preview(self, module: nn.Module) -> Tensor:
-        """Return the sample images, each above its reconstruction after every scale."""
+        """Return the sample images, each above its reconstruction after every scale.
+
+        Of many groups those after one in eight of them are shown.
+        """
         tokenizer: Any = module.tokenizer
         image = self.sample.to(next(module.parameters()).device)
         canvas, rows = tokenizer.blank(len(image), self.schedule), [image]
+        stride = 1 if len(self.schedule) < 16 else len(self.schedule) // 8
         for tokens in tokenizer.encode(image, self.schedule):
             canvas = canvas.write(tokens)
-            rows.append(tokenizer.decode(canvas))
+            if (len(self.schedule) - canvas.done) % stride == 0:
+                rows.append(tokenizer.decode(canvas))
         return torch.cat(rows)
 
 
 class TokenizerTask(AutoencoderTask):
-    """Train a multi-scale tokenizer.
+    """Train a tokenizer with a codebook.
 
     Args:
         tokenizer: to be trained.
@@ -77,7 +83,7 @@ class TokenizerTask(AutoencoderTask):
     def __init__(
         self,
         *,
-        tokenizer: MultiScaleVQ,
+        tokenizer: Convolutional,
         objective: Objective,
         schedule: Schedule,
         sample: Tensor,
@@ -86,7 +92,7 @@ class TokenizerTask(AutoencoderTask):
     ) -> None:
         super().__init__(Reconstructor(tokenizer, objective, schedule), tokenizer, schedule, sample)
         self.initialise = initialise
-        self.health = health.Health(tokenizer.quantizer, len(schedule), revive)
+        self.health = health.Health(tokenizer.quantizer, revive)
         self.vectors: list[Tensor] = []  # looked up in the last batch
         self.revived = 0
 

@@ -1,0 +1,10 @@
+"""What tests of commands share: nothing is downloaded."""
+
+import pytest
+from torch import nn
+
+
+@pytest.fixture(autouse=True)
+def no_network_of_the_perceptual_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the network out that judges images: building it takes half a gigabyte."""
+    monkeypatch.setattr("lpips.pretrained_networks.vgg16", lambda **_: nn.Identity())
