@@ -32,18 +32,22 @@ class Toy(NamedTuple):
 
     Attributes:
         tokenizer, backbone: specs, as they are stored.
+        schedule: of 8x8 images.
         louder: keywords of a backbone that reacts to classes and seeds; None: shake it.
         sampling: what the run recommends.
     """
 
     tokenizer: Spec
     backbone: Spec
+    schedule: Schedule
     louder: Spec | None
     sampling: Sampling
 
 
-LADDER = [1, 2, 4]
-SIZE = {"width": 32, "heads": 2, "channels": 4, "classes": 3, "ladder": LADDER}
+LADDER, GRID = [1, 2, 4], 4
+SCALES = Schedule.scales(LADDER)
+SIZE = {"width": 32, "heads": 2, "classes": 3}
+LADDERED = {**SIZE, "channels": 4, "ladder": LADDER}
 CODES = {"vocabulary": 32, "channels": 4, "width": 8, "multipliers": [1, 2], "blocks": 1}
 VAE = {
     "block_out_channels": [8, 8],
@@ -56,19 +60,37 @@ STACKS = {"encoder_depth": 1, "decoder_depth": 1, "head_depth": 1, "head_width":
 TOYS = {
     "var": Toy(
         {"_target_": "var.tokenizers.multiscale.MultiScaleVQ", **CODES, "scales": 3, "groups": 4},
-        {"_target_": "var.models.var.VAR", **SIZE, "depth": 2, "vocabulary": 32},
+        {"_target_": "var.models.var.VAR", **LADDERED, "depth": 2, "vocabulary": 32},
+        SCALES,
         {"init_gate": 1.0, "init_head": 10.0},
         Sampling(guidance=1.5, top_k=20),
     ),
     "flowar": Toy(
         {"_target_": "var.tokenizers.continuous.KL", "vae": VAE},
-        {"_target_": "var.models.flowar.FlowAR", **SIZE, **STACKS},
+        {"_target_": "var.models.flowar.FlowAR", **LADDERED, **STACKS},
+        SCALES,
         None,
         Sampling(guidance=1.5, steps=3),
+    ),
+    "raster": Toy(
+        {"_target_": "var.tokenizers.singlescale.VQ", **CODES, "inner": 8, "groups": 4},
+        {
+            "_target_": "var.models.raster.Raster",
+            **SIZE,
+            "depth": 2,
+            "vocabulary": 32,
+            "grid": GRID,
+            "hidden": 48,
+        },
+        Schedule.raster(GRID),
+        None,
+        Sampling(guidance=1.5, top_k=20),
     ),
 }
 # For tests of all families: parametrises what `tiny_run` returns, and whatever is made of it.
 RUNS = pytest.mark.parametrize("tiny_run", TOYS, indirect=True)
+# Of families that decide scale after scale, for what has to do with scales.
+LADDERED_RUNS = pytest.mark.parametrize("tiny_run", ["var", "flowar"], indirect=True)
 
 
 def make_run(seed: int = 0, family: str = "var") -> Run:
@@ -80,7 +102,7 @@ def make_run(seed: int = 0, family: str = "var") -> Run:
         tiny.shaken(model, scale=0.25, seed=seed)
     recipe = Recipe(
         tokenizer=toy.tokenizer,
-        schedule=Schedule.scales(LADDER),
+        schedule=toy.schedule,
         backbone=toy.backbone,
         data=Data(f"toy-{seed}", ("cat", "Dog", "T-shirt/top"), size=8),
         sampling=toy.sampling,

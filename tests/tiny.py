@@ -7,6 +7,7 @@ family joins by an entry in `FAMILIES`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,16 +15,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from var.condition import Condition
 from var.models.flowar import FlowAR
+from var.models.raster import Raster
 from var.models.var import VAR
-from var.sampling import Condition, Sampling
+from var.sampling import Sampling
 from var.schedule import Schedule
 from var.tokenizers.continuous import KL
+from var.tokenizers.quantizer import Quantizer
 from var.tokenizers.residual import MultiScaleQuantizer
 
 LADDER = (1, 2, 3, 4)
 SCHEDULE = Schedule.scales(LADDER)
 VOCABULARY, CHANNELS, CLASSES = 32, 6, 5
+WIDTH = 32
+TEXT = (7, 10)  # features of a text, and their channels
 
 
 def shaken(module: nn.Module, scale: float, seed: int = 0) -> nn.Module:
@@ -84,8 +90,51 @@ def latents(scales: int = len(LADDER)) -> KL:
     return KL(vae=vae, decoder=False).eval()
 
 
+def raster(**changes: Any) -> Raster:
+    """Return a next-token transformer, in evaluation mode."""
+    settings = {
+        "vocabulary": VOCABULARY,
+        "grid": 3,
+        "depth": 2,
+        "width": WIDTH,
+        "heads": 2,
+        "hidden": 40,
+        "classes": CLASSES,
+    }
+    made = shaken(Raster(**{**settings, **changes}), scale=0.25).eval()
+    assert isinstance(made, Raster)
+    return made
+
+
+def worded(**changes: Any) -> Raster:
+    """Return a next-token transformer that reads texts, in evaluation mode."""
+    length, channels = TEXT
+    made = raster(**{"classes": None, "text": channels, "text_length": length, **changes})
+    null = made.source.null
+    null.copy_(torch.randn(null.shape, generator=torch.Generator().manual_seed(5)))
+    return made
+
+
+def flat(scales: int = 1) -> Quantizer:
+    """Return a quantizer of a single grid; any number of scales will do."""
+    made = Quantizer(vocabulary=VOCABULARY, channels=CHANNELS)
+    shaken(made, scale=0.4, seed=1)
+    assert isinstance(made, Quantizer)
+    return made.eval()
+
+
+def described(labels: Tensor) -> Condition:
+    """Return the condition of one text for each label: valid features come last, -1 is no text."""
+    rng = torch.Generator().manual_seed(6)
+    texts = torch.randn(CLASSES + 1, *TEXT, generator=rng)
+    count = torch.tensor([4, TEXT[0], 1, 0, 6, 0])
+    valid = torch.arange(TEXT[0]) < count[:, None]
+    condition = Condition.of_text(texts[labels], valid[labels])
+    return replace(condition, labels=labels.clamp(max=0))
+
+
 def ids(rows: int, length: int, seed: int = 3) -> Tensor:
-    """Return tokens (B, L) of `tokenizer`."""
+    """Return tokens (B, L) of `tokenizer` and `flat`."""
     return torch.randint(VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
@@ -98,11 +147,14 @@ class Family(NamedTuple):
     """Generators of a kind, with tokens of a kind.
 
     Attributes:
-        model: makes a backbone of two layers and width 32 on `LADDER`, with changed keywords.
+        model: makes a backbone of two layers and width 32, with changed keywords.
         tokenizer: makes all of a tokenizer that backbones get to see, for a number of scales.
         tokens: draws tokens (B, L, ...) at random: of so many rows, of such a length.
         samplings: how tokens may be drawn; the first is plain, the second guided.
         larger: keywords of a model of three layers and width 48.
+        elsewhere: keywords of a model of another schedule.
+        shown: draws what a canvas might show (B, L, ...) at random, likewise.
+        condition: of labels (B,).
     """
 
     model: Callable[..., Any]
@@ -110,6 +162,9 @@ class Family(NamedTuple):
     tokens: Callable[[int, int], Tensor]
     samplings: tuple[Sampling, ...]
     larger: dict[str, Any]
+    elsewhere: dict[str, Any]
+    shown: Callable[..., Tensor] = vectors
+    condition: Callable[[Tensor], Condition] = Condition
 
     @property
     def plain(self) -> Sampling:
@@ -120,6 +175,26 @@ class Family(NamedTuple):
     def guided(self) -> Sampling:
         """Guided, and whatever else there is."""
         return self.samplings[1]
+
+    @property
+    def schedule(self) -> Schedule:
+        """What its models decide."""
+        return self.model().schedule
+
+    def features(self, model: Any, x: Tensor, labels: list[int]) -> Tensor:
+        """Return the features (B, L, D) of all that a model can read."""
+        return model(x, model.schedule[:], self.condition(torch.tensor(labels)))
+
+    def smooth(self, rows: int = 2) -> tuple[Any, Tensor]:
+        """Return a model, and what it reads (B, L, C) such that gradients can be asked of it.
+
+        Models that read ids are given what they would look them up as.
+        """
+        model = self.model()
+        x = self.shown(rows, model.schedule.starts[-1])
+        if not x.is_floating_point():
+            x, model.codes = model.codes(x).detach(), nn.Identity()
+        return model, x.requires_grad_()
 
     def changed(self, **changes: Any) -> Family:
         """Return the family with other keywords of its models."""
@@ -134,8 +209,10 @@ _VAR = Family(
         Sampling(),
         Sampling(guidance=2.0, top_k=9, top_p=0.9),
         Sampling(guidance=(0.5, 3.0), temperature=0.8, smooth=True),
+        Sampling(guidance=(3.0, 2.0), guided_groups=2, top_k=20),
     ),
     larger={"depth": 3, "width": 48},
+    elsewhere={"ladder": (1, 2, 4)},
 )
 _FLOWAR = Family(
     flowar,
@@ -145,22 +222,44 @@ _FLOWAR = Family(
         Sampling(steps=3),
         Sampling(guidance=2.0, steps=3, interval=0.8),
         Sampling(guidance=(0.5, 3.0), temperature=0.8, steps=2, solver="heun"),
+        Sampling(guidance=(3.0, 2.0), guided_groups=2, steps=2),
     ),
     larger={"encoder_depth": 2, "width": 48},
+    elsewhere={"ladder": (1, 2, 4)},
 )
-FAMILIES = {
+_RASTER = Family(
+    raster,
+    flat,
+    ids,
+    (
+        Sampling(),
+        Sampling(guidance=2.0, top_k=9, top_p=0.9),
+        Sampling(guidance=(0.5, 3.0), temperature=0.8, temper_last=True, top_p=0.7),
+        Sampling(guidance=(3.0, 2.0), guided_groups=2, top_k=20),
+    ),
+    larger={"depth": 3, "width": 48},
+    elsewhere={"grid": 2},
+    shown=ids,
+)
+# Those that decide scale after scale, for what has to do with scales.
+LADDERED = {
     "var": _VAR,
     "flowar": _FLOWAR,
     "flowar-cross": _FLOWAR.changed(cross=True, head_depth=2),
 }
+FAMILIES = {**LADDERED, "raster": _RASTER}
 VARIANTS = {
     **FAMILIES,
     "var-fixed": _VAR.changed(l2_norm=False),
     "var-shared": _VAR.changed(shared_adaln=True),
     "var-rectangles": _VAR.changed(ladder=[(2, 3), 4, (5, 4)], mlp_ratio=1.5),
     "flowar-rectangles": _FLOWAR.changed(ladder=[(2, 3), 4, (5, 4)], decoder_heads=4),
+    "raster-grouped": _RASTER.changed(heads=4, kv_heads=2),
+    "raster-rectangle": _RASTER.changed(grid=(2, 3), hidden=None, norm_eps=1e-3),
+    "raster-text": _RASTER._replace(model=worded, condition=described),
 }
 
+laddered = pytest.mark.parametrize("family", LADDERED.values(), ids=LADDERED)
 families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 variants = pytest.mark.parametrize("family", VARIANTS.values(), ids=VARIANTS)
 samplings = pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""How to sample and on what: filter settings, classifier-free guidance and conditions.
+"""How to sample: filter settings and classifier-free guidance.
 
 Frozen values on the ground floor; heads and decodings read them, nobody changes them.
 """
@@ -8,10 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
+
+from var.errors import UserError
+from var.schedule import Span
 
 
 @dataclass(frozen=True)
@@ -19,12 +23,13 @@ class Guide:
     """Classifier-free guidance at one step: `null + scale * (given - null)`.
 
     Attributes:
-        scale: guidance scale of this step; 1 leaves the conditional prediction as it is.
+        scale: guidance scale of this step, or L of them, one for each position, where they differ;
+            1 leaves the conditional prediction as it is.
         rows: model rows per image, 2 with a null half (rows B.. of a batch of 2B), 1 without.
         progress: how far the image is, 0 at the first group and 1 at the last.
     """
 
-    scale: float
+    scale: float | tuple[float, ...]
     rows: int
     progress: float = 0.0
 
@@ -37,6 +42,9 @@ class Guide:
         if self.rows == 1:
             return y
         given, null = y.chunk(2)
+        if isinstance(self.scale, tuple):  # not where they are 1: sums of infinities are none
+            scale = _column(self.scale, y.device)
+            return torch.where(scale == 1, given, null + scale * (given - null))
         return given if self.scale == 1 else null + self.scale * (given - null)
 
     def of(self, predict: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
@@ -45,6 +53,13 @@ class Guide:
         Predicts nothing from a null half that weighs nothing.
         """
         return predict(h.chunk(self.rows)[0]) if self.scale == 1 else self(predict(h))
+
+
+# The same at every step of a window that moves: not copied to the device each time.
+@lru_cache(maxsize=64)
+def _column(scales: tuple[float, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(scales, device=device)[:, None]
 
 
 @dataclass(frozen=True)
@@ -75,6 +90,7 @@ class Sampling:
     """
 
     guidance: float | tuple[float, float] = 0.0
+    guided_groups: int | None = None
     temperature: float | tuple[float, ...] = 1.0
     top_k: int | tuple[int, ...] = 0
     top_p: float | tuple[float, ...] = 0.0
@@ -93,6 +109,9 @@ class Sampling:
             raise ValueError(
                 f"guidance must be a finite number or two of them, got {self.guidance}"
             )
+        groups = self.guided_groups
+        if groups is not None and (type(groups) is not int or groups < 0):
+            raise ValueError(f"guided_groups must be a whole number or none, got {groups}")
         for name in _PER_GROUP:
             value = getattr(self, name)
             if isinstance(value, Sequence):
@@ -142,6 +161,22 @@ class Sampling:
         lists = self._lists()
         return replace(self, **{name: v[group] for name, v in lists.items()}) if lists else self
 
+    def over(self, span: Span) -> Sampling:
+        """Return the settings of the groups of a span, which must be those of its first one.
+
+        Raises:
+            UserError: they differ.
+        """
+        first = self.at(span.start)
+        lists = self._lists()
+        for name, values in lists.items():
+            if len(set(values[span.start : span.stop])) > 1:
+                raise UserError(
+                    f"{name}={list(values)} differs among groups {span.start}..{span.stop - 1}, "
+                    "which this decoding decides at once: give one number"
+                )
+        return first
+
     def _lists(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in _PER_GROUP}
         return {name: value for name, value in values.items() if isinstance(value, tuple)}
@@ -149,14 +184,32 @@ class Sampling:
     def guide(self, progress: float) -> Guide:
         """Return the guidance at `progress`, 0 at the first group and 1 at the last."""
         first, last = self.scales
-        rows = 1 if first == last == 1 else 2
-        return Guide(scale=first + (last - first) * progress, rows=rows, progress=progress)
+        return Guide(first + (last - first) * progress, self.rows, progress)
+
+    @property
+    def rows(self) -> int:
+        """Model rows per image: 2 with a null half, 1 without."""
+        return 1 if set(self.scales) == {1} else 2
+
+    def guide_over(self, span: Span) -> Guide:
+        """Return the guidance of the groups of a span, from its first one on."""
+        last = max(1, len(span.schedule) - 1)
+        until = span.stop if self.guided_groups is None else self.guided_groups
+        if span.start >= until:
+            return Guide(1.0, 1, span.start / last)
+        guides = [self.guide(group / last) for group in range(span.start, span.stop)]
+        scales = [each.scale if span.start + k < until else 1.0 for k, each in enumerate(guides)]
+        if len(set(scales)) == 1:
+            return guides[0]
+        sized = zip(scales, span.sizes, strict=True)
+        return replace(guides[0], scale=tuple(scale for scale, size in sized for _ in range(size)))
 
 
 class Settings(TypedDict, total=False):
     """Sampling settings by name, see `Sampling`; None takes what the run recommends."""
 
     guidance: float | tuple[float, float] | None
+    guided_groups: int | None
     temperature: float | Sequence[float] | None
     top_k: int | Sequence[int] | None
     top_p: float | Sequence[float] | None
@@ -172,34 +225,3 @@ _PER_GROUP = ("temperature", "top_k", "top_p", "steps")
 
 def _each(value: float | tuple[float, ...]) -> tuple[float, ...]:
     return value if isinstance(value, tuple) else (value,)
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What the images shall show.
-
-    Attributes:
-        labels: (B,) int64 class ids; -1 means no condition.
-    """
-
-    labels: Tensor
-
-    def __post_init__(self) -> None:
-        if self.labels.ndim != 1 or self.labels.is_floating_point():
-            raise ValueError(
-                f"labels must be whole numbers of shape (B,), got {self.labels.dtype} "
-                f"of shape {tuple(self.labels.shape)}"
-            )
-
-    def spread(self, rows: int) -> Condition:
-        """Return the condition of all model rows: itself, then null rows if there are two."""
-        if rows == 1:
-            return self
-        return Condition(torch.cat([self.labels, torch.full_like(self.labels, -1)]))
-
-    def dropped(self, draw: Tensor, rate: float) -> Condition:
-        """Return the condition without the labels where `draw` (B,), uniform, is below `rate`."""
-        return replace(self, labels=self.labels.masked_fill(draw < rate, -1))
-
-    def __len__(self) -> int:
-        return len(self.labels)

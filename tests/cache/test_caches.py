@@ -1,3 +1,4 @@
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -9,14 +10,21 @@ from tests.tiny import Family, close
 from var.cache.base import Cache, CacheKind, nbytes
 from var.cache.dense import Dense
 from var.cache.static import Static
-from var.sampling import Condition
+from var.condition import Condition
 from var.schedule import Schedule, Span
 
+VAR = tiny.FAMILIES["var"]
 KINDS = pytest.mark.parametrize("kind", [Dense, Static])
 
 
-def inputs(schedule: Schedule, rows: int = 3) -> tuple[Tensor, Condition]:
-    return tiny.vectors(rows, schedule.starts[-1], seed=2), Condition(torch.arange(rows) - 1)
+def inputs(family: Family, schedule: Schedule, rows: int = 3) -> tuple[Tensor, Condition]:
+    x = family.shown(rows, schedule.starts[-1], seed=2)
+    return x, family.condition(torch.arange(rows) - 1)
+
+
+def others(x: Tensor) -> Tensor:
+    """Return other things that a canvas might show."""
+    return -x if x.is_floating_point() else (x + 1) % tiny.VOCABULARY
 
 
 @torch.no_grad()
@@ -38,27 +46,34 @@ def one_by_one(schedule: Schedule, start: int = 0) -> list[Span]:
 def test_cached_equals_uncached(family: Family, kind: CacheKind) -> None:
     model = family.model()
     schedule = model.schedule
-    x, condition = inputs(schedule)
+    x, condition = inputs(family, schedule)
     at_once = model(x, schedule[:], condition)
     steps = read(model, x, condition, model.new_cache(kind), *one_by_one(schedule))
     close(torch.cat(steps, dim=1), at_once)
 
 
 @KINDS
-@tiny.families
-def test_several_groups_may_be_read_at_once(family: Family, kind: CacheKind) -> None:
-    model, schedule = family.model(), tiny.SCHEDULE
-    x, condition = inputs(schedule)
+@pytest.mark.parametrize("cuts", [(2,), (1, 3), (3, 4, 6)], ids=str)
+@tiny.variants
+def test_several_groups_may_be_read_at_once(
+    family: Family, cuts: tuple[int, ...], kind: CacheKind
+) -> None:
+    model = family.model()
+    schedule = model.schedule
+    x, condition = inputs(family, schedule)
     at_once = model(x, schedule[:], condition)
-    steps = read(model, x, condition, model.new_cache(kind), schedule[:2], schedule[2:])
+    edges = [0, *(cut for cut in cuts if cut < len(schedule)), len(schedule)]
+    spans = [schedule[start:stop] for start, stop in pairwise(edges)]
+    steps = read(model, x, condition, model.new_cache(kind), *spans)
     close(torch.cat(steps, dim=1), at_once)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @tiny.families
 def test_static_equals_dense_in_half_precision_too(family: Family, dtype: torch.dtype) -> None:
-    model, schedule = family.model().to(dtype), tiny.SCHEDULE
-    x, condition = inputs(schedule)
+    model = family.model().to(dtype)
+    schedule = model.schedule
+    x, condition = inputs(family, schedule)
     caches = [model.new_cache(kind) for kind in (Dense, Static)]
     dense, static = (read(model, x, condition, cache, *one_by_one(schedule)) for cache in caches)
     torch.testing.assert_close(dense, static)
@@ -66,14 +81,15 @@ def test_static_equals_dense_in_half_precision_too(family: Family, dtype: torch.
 
 
 @KINDS
-@tiny.families
+@tiny.variants
 def test_what_was_rewound_leaves_no_trace(family: Family, kind: CacheKind) -> None:
-    model, schedule = family.model(), tiny.SCHEDULE
-    x, condition = inputs(schedule)
+    model = family.model()
+    schedule = model.schedule
+    x, condition = inputs(family, schedule)
     straight = read(model, x, condition, model.new_cache(kind), *one_by_one(schedule))
     cache = model.new_cache(kind)
     read(model, x, condition, cache, *one_by_one(schedule)[:2])
-    read(model, -x, condition, cache, schedule[2:])
+    read(model, others(x), condition, cache, schedule[2:])
     cache.rewind(2)
     assert cache.seen == 2
     again = read(model, x, condition, cache, *one_by_one(schedule, start=2))
@@ -85,12 +101,13 @@ def test_what_was_rewound_leaves_no_trace(family: Family, kind: CacheKind) -> No
 def test_a_cache_rewound_to_0_serves_another_condition_and_batch(
     family: Family, kind: CacheKind
 ) -> None:
-    model, schedule = family.model(), tiny.SCHEDULE
+    model = family.model()
+    schedule = model.schedule
     cache = model.new_cache(kind)
-    x, condition = inputs(schedule, rows=2)
+    x, condition = inputs(family, schedule, rows=2)
     read(model, x, condition, cache, schedule[:])
     cache.rewind(0)
-    x, _ = inputs(schedule, rows=3)
+    x, _ = inputs(family, schedule, rows=3)
     condition = Condition(torch.tensor([4, 3, 2]))
     (again,) = read(model, x, condition, cache, schedule[:])
     torch.testing.assert_close(again, model(x, schedule[:], condition).detach())
@@ -99,9 +116,10 @@ def test_a_cache_rewound_to_0_serves_another_condition_and_batch(
 @KINDS
 @tiny.families
 def test_an_interrupted_first_reading_can_be_rewound(family: Family, kind: CacheKind) -> None:
-    model, schedule = family.model(), tiny.SCHEDULE
+    model = family.model()
+    schedule = model.schedule
     cache = model.new_cache(kind)
-    x, condition = inputs(schedule)
+    x, condition = inputs(family, schedule)
     with torch.no_grad():
         model(x[:, :1], schedule[:1], condition, cache)  # and no `advance`
     cache.rewind(0)
@@ -113,9 +131,10 @@ def test_an_interrupted_first_reading_can_be_rewound(family: Family, kind: Cache
 @KINDS
 @tiny.families
 def test_rewinding_forward_does_nothing(family: Family, kind: CacheKind) -> None:
-    model, schedule = family.model(), tiny.SCHEDULE
+    model = family.model()
+    schedule = model.schedule
     cache = model.new_cache(kind)
-    x, condition = inputs(schedule)
+    x, condition = inputs(family, schedule)
     read(model, x, condition, cache, schedule[:2])
     cache.rewind(2)
     cache.rewind(3)
@@ -125,13 +144,14 @@ def test_rewinding_forward_does_nothing(family: Family, kind: CacheKind) -> None
 @KINDS
 @tiny.families
 def test_groups_out_of_turn_are_refused(family: Family, kind: CacheKind) -> None:
-    model, schedule = family.model(), tiny.SCHEDULE
+    model = family.model()
+    schedule = model.schedule
     cache = model.new_cache(kind)
-    x, condition = inputs(schedule)
+    x, condition = inputs(family, schedule)
     with pytest.raises(ValueError, match="starts at"):
         cache.advance(schedule[1:2])
     with pytest.raises(ValueError, match="starts at scale 1, the model has read 0"):
-        model(x[:, 1:5], schedule[1:2], condition, cache)
+        model(x[:, schedule[1:2].positions], schedule[1:2], condition, cache)
 
 
 def test_the_static_cache_stays_where_it_is() -> None:
@@ -140,7 +160,7 @@ def test_the_static_cache_stays_where_it_is() -> None:
     places = []
     for _ in range(2):
         cache.rewind(0)
-        read(model, *inputs(schedule), cache, *one_by_one(schedule))
+        read(model, *inputs(VAR, schedule), cache, *one_by_one(schedule))
         k = torch.zeros(3, 4, 16, 8)
         keys, _ = cache.layers[0].extend(k, k, k, schedule[3:])
         places.append(keys.data_ptr())
@@ -149,8 +169,9 @@ def test_the_static_cache_stays_where_it_is() -> None:
 
 @tiny.families
 def test_the_static_cache_refuses_to_lose_gradients(family: Family) -> None:
-    model, schedule = family.model(), tiny.SCHEDULE
-    x, condition = inputs(schedule)
+    model = family.model()
+    schedule = model.schedule
+    x, condition = inputs(family, schedule)
     with pytest.raises(RuntimeError, match="take Dense"):
         model(x, schedule[:], condition, model.new_cache(Static))
 
@@ -158,30 +179,30 @@ def test_the_static_cache_refuses_to_lose_gradients(family: Family) -> None:
 def test_the_static_cache_refuses_another_batch_midway() -> None:
     model, schedule = tiny.model(), tiny.SCHEDULE
     cache = model.new_cache(Static)
-    x, condition = inputs(schedule)
+    x, condition = inputs(VAR, schedule)
     read(model, x, condition, cache, schedule[:2])
     memory = cache.layers[0]
-    k = torch.zeros(2, 4, 9, 8)
-    with pytest.raises(ValueError, match="rows or the type"):
-        memory.extend(k, k, k, schedule[2:3])
+    for rows in (2, 4):
+        k = torch.zeros(rows, 4, 9, 8)
+        with pytest.raises(ValueError, match="rows or the type"):
+            memory.extend(k, k, k, schedule[2:3])
 
 
 @tiny.families
 def test_gradients_flow_through_the_dense_cache(family: Family) -> None:
-    model, schedule = family.model(), tiny.SCHEDULE
-    x, condition = inputs(schedule)
-    x.requires_grad_()
-    cache = model.new_cache(Dense)
-    model(x[:, :5], schedule[:2], condition, cache)
-    cache.advance(schedule[:2])
-    model(x[:, 5:14], schedule[2:3], condition, cache).sum().backward()
-    assert x.grad is not None and x.grad[:, 1:5].abs().sum() > 0
+    model, x = family.smooth()
+    schedule, condition = model.schedule, family.condition(torch.tensor([0, 1]))
+    cache, first = model.new_cache(Dense), schedule[:2]
+    model(x[:, first.positions], first, condition, cache)
+    cache.advance(first)
+    model(x[:, schedule[2:3].positions], schedule[2:3], condition, cache).sum().backward()
+    assert x.grad is not None and x.grad[:, schedule[1:2].positions].abs().sum() > 0
 
 
 @tiny.families
 def test_room_is_made_for_the_groups_that_will_be_read_only(family: Family) -> None:
     model = family.model()
-    x, condition = inputs(model.schedule)
+    x, condition = inputs(family, model.schedule)
     whole, part = model.new_cache(Static), model.new_cache(Static, groups=2)
     for cache in (whole, part):
         read(model, x, condition, cache, *one_by_one(model.schedule)[:2])
@@ -194,7 +215,7 @@ def test_room_is_made_for_the_groups_that_will_be_read_only(family: Family) -> N
 @tiny.families
 def test_released_memory_is_gone_and_the_cache_begins_anew(family: Family, kind: CacheKind) -> None:
     model = family.model()
-    x, condition = inputs(model.schedule)
+    x, condition = inputs(family, model.schedule)
     cache = model.new_cache(kind)
     first = read(model, x, condition, cache, *one_by_one(model.schedule))
     assert nbytes(cache) > 0
@@ -207,7 +228,7 @@ def test_released_memory_is_gone_and_the_cache_begins_anew(family: Family, kind:
 @tiny.families
 def test_a_static_cache_stays_where_it_is_from_run_to_run(family: Family) -> None:
     model = family.model()
-    x, condition = inputs(model.schedule)
+    x, condition = inputs(family, model.schedule)
     cache = model.new_cache(Static)
     with torch.inference_mode():
         read(model, x, condition, cache, *one_by_one(model.schedule))

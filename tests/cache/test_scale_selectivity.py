@@ -6,7 +6,7 @@ import torch
 from tests import tiny
 from var.cache.dense import Dense
 from var.cache.scale_selectivity import Observing, choose_drafters, factors
-from var.sampling import Condition
+from var.condition import Condition
 from var.schedule import Schedule
 
 SCHEDULE = Schedule.scales([1, 2, 3])
@@ -35,7 +35,7 @@ def test_the_index_is_the_product_of_means_over_all_that_was_read() -> None:
     torch.testing.assert_close(cache.index(), expected[None, None])
 
 
-@tiny.families
+@tiny.laddered
 def test_observing_changes_nothing(family: tiny.Family) -> None:
     model, schedule = family.model(), tiny.SCHEDULE
     x = tiny.vectors(2, schedule.starts[-1])

@@ -7,15 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from tests import tiny
-from tests.tiny import Family, close, features
+from tests.tiny import Family, close
+from var.condition import Condition
 from var.random import Rng
-from var.sampling import Condition, Guide
+from var.sampling import Guide
 from var.schedule import Schedule
 
 
-def shown(model: Any, rows: int = 2) -> Tensor:
-    """Return what a canvas might show of images (R, L, C)."""
-    return tiny.vectors(rows, model.schedule.starts[-1])
+def shown(family: Family, model: Any, rows: int = 2) -> Tensor:
+    """Return what a canvas might show of images, (R, L, C) or (R, L)."""
+    return family.shown(rows, model.schedule.starts[-1])
 
 
 def error(guess: Tensor, truth: Tensor) -> float:
@@ -26,10 +27,9 @@ def error(guess: Tensor, truth: Tensor) -> float:
 
 @tiny.variants
 def test_no_position_sees_a_later_group_and_all_see_the_earlier(family: Family) -> None:
-    model = family.model()
+    model, x = family.smooth()
     schedule = model.schedule
-    x = shown(model).requires_grad_()
-    h = features(model, x, [0, 1])
+    h = family.features(model, x, [0, 1])
     for k in range(len(schedule)):
         here = schedule[k : k + 1].positions
         (grad,) = torch.autograd.grad(h[:, here].sum(), x, retain_graph=True)
@@ -41,11 +41,12 @@ def test_no_position_sees_a_later_group_and_all_see_the_earlier(family: Family) 
 
 @tiny.families
 def test_the_loss_of_a_group_is_about_nothing_but_this_group(family: Family) -> None:
-    model, span = family.model(), tiny.SCHEDULE[:]
-    h = tiny.features(model, shown(model), [0, 1]).detach().requires_grad_()
+    model = family.model()
+    schedule, span = model.schedule, model.schedule[:]
+    h = family.features(model, shown(family, model), [0, 1]).detach().requires_grad_()
     loss = model.head.loss(h, family.tokens(2, len(span)), span, Rng([0, 1]))
-    for k in range(len(tiny.SCHEDULE)):
-        here = tiny.SCHEDULE[k : k + 1].positions
+    for k in range(len(schedule)):
+        here = schedule[k : k + 1].positions
         (grad,) = torch.autograd.grad(loss[:, here].sum(), h, retain_graph=True)
         reach = (grad != 0).any(dim=(0, 2))
         assert reach[here].all() and reach.sum() == here.stop - here.start
@@ -54,13 +55,13 @@ def test_the_loss_of_a_group_is_about_nothing_but_this_group(family: Family) -> 
 @tiny.variants
 def test_images_do_not_see_each_other(family: Family) -> None:
     model = family.model()
-    x, span = shown(model, rows=3), model.schedule[:]
+    x, span = shown(family, model, rows=3), model.schedule[:]
     tokens = family.tokens(3, len(span))
-    together = features(model, x, [0, 1, 2])
+    together = family.features(model, x, [0, 1, 2])
     losses = model.head.loss(together, tokens, span, Rng([5, 6, 7]))
     for i in range(3):
         here = slice(i, i + 1)
-        alone = features(model, x[here], [i])
+        alone = family.features(model, x[here], [i])
         close(alone, together[here])
         close(model.head.loss(alone, tokens[here], span, Rng([5 + i])), losses[here])
 
@@ -68,10 +69,10 @@ def test_images_do_not_see_each_other(family: Family) -> None:
 @tiny.families
 def test_minus_one_and_the_number_of_classes_are_the_null_class(family: Family) -> None:
     model = family.model()
-    x = shown(model)
-    null = features(model, x, [-1, -1])
-    assert torch.equal(null, features(model, x, [tiny.CLASSES] * 2))
-    assert not torch.allclose(null, features(model, x, [tiny.CLASSES - 1] * 2))
+    x = shown(family, model)
+    null = family.features(model, x, [-1, -1])
+    assert torch.equal(null, family.features(model, x, [tiny.CLASSES] * 2))
+    assert not torch.allclose(null, family.features(model, x, [tiny.CLASSES - 1] * 2))
 
 
 @tiny.families
@@ -81,7 +82,7 @@ def test_labels_out_of_range_are_refused(family: Family, label: int) -> None:
     with pytest.raises(
         ValueError, match=rf"labels must lie in -1..{tiny.CLASSES}, got \[0, {label}\]"
     ):
-        features(model, shown(model), [0, label])
+        family.features(model, shown(family, model), [0, label])
 
 
 @tiny.families
@@ -90,7 +91,7 @@ def test_labels_out_of_range_are_refused(family: Family, label: int) -> None:
 def test_another_ladder_is_refused(family: Family, ladder: list) -> None:
     model, span = family.model(), Schedule.scales(ladder)[:]
     with pytest.raises(ValueError, match="built for the ladder"):
-        model(tiny.vectors(2, len(span)), span, Condition(torch.tensor([0, 1])))
+        model(family.shown(2, len(span)), span, Condition(torch.tensor([0, 1])))
 
 
 @tiny.families
@@ -102,11 +103,11 @@ def test_heads_must_divide_the_width(family: Family) -> None:
 @tiny.variants
 def test_bfloat16_weights_stay_near_float32(family: Family) -> None:
     exact, rounded = family.model(), family.model().bfloat16()
-    x, kinds = shown(exact), set()
+    x, kinds = shown(family, exact), set()
     for part in rounded.modules():
         if isinstance(part, nn.Linear):
             part.register_forward_hook(lambda *args: kinds.add(args[2].dtype))
-    h, guess = features(exact, x, [0, 1]), features(rounded, x, [0, 1])
+    h, guess = family.features(exact, x, [0, 1]), family.features(rounded, x, [0, 1])
     assert kinds == {torch.bfloat16}, "products in full would cost several times as much"
     assert error(guess, h) < 0.03  # bfloat16 has 8 bits: 0.004 per rounding
 
@@ -115,10 +116,10 @@ def test_bfloat16_weights_stay_near_float32(family: Family) -> None:
 def test_autocast_stays_near_float32_and_trains(family: Family) -> None:
     model = family.model().train()
     span = model.schedule[:]
-    x, tokens = shown(model), family.tokens(2, len(span))
-    h = features(model, x, [0, 1])
+    x, tokens = shown(family, model), family.tokens(2, len(span))
+    h = family.features(model, x, [0, 1])
     with torch.autocast("cpu", torch.bfloat16):
-        guess = features(model, x, [0, 1])
+        guess = family.features(model, x, [0, 1])
         loss = model.head.loss(guess, tokens, span, Rng([0, 1]))
     assert error(guess, h) < 0.03 and loss.dtype == torch.float32
     loss.mean().backward()
@@ -133,9 +134,9 @@ def test_blocks_compile_in_one_piece(family: Family) -> None:
     blocks = [part for part in compiled.modules() if hasattr(part, "before")]
     for block in blocks:
         block.compile(backend="eager", fullgraph=True)
-    x, span, guide = shown(model), tiny.SCHEDULE[:1], Guide(scale=2.0, rows=2)
+    x, span, guide = shown(family, model), model.schedule[:1], Guide(scale=2.0, rows=2)
     with torch.no_grad():
-        ours, theirs = features(compiled, x, [0, -1]), features(model, x, [0, -1])
+        ours, theirs = family.features(compiled, x, [0, -1]), family.features(model, x, [0, -1])
         close(ours, theirs)
         heads = [each.head(theirs[:, :1], span, guide) for each in (compiled, model)]
         close(*(head.shaped(family.guided).sample() for head in heads))

@@ -12,6 +12,7 @@ from tests.tiny import Family, same
 from var.cache.base import CacheKind
 from var.cache.dense import Dense
 from var.cache.static import Static
+from var.condition import Condition
 from var.decoding.base import Decoding
 from var.decoding.collaborative import Collaborative
 from var.decoding.loop import decide
@@ -19,7 +20,6 @@ from var.decoding.sequential import Sequential
 from var.fast import speed_up
 from var.models.replay import Replay
 from var.random import Rng
-from var.sampling import Condition
 
 
 def drawn(
@@ -35,12 +35,12 @@ def drawn(
     condition = Condition(torch.arange(rows, device=device) % tiny.CLASSES)
     rng = None if greedy else Rng.batch(seed, rows, device)
     tokenizer = family.tokenizer().to(device)
-    *_, canvas = decide(tokenizer, tiny.SCHEDULE, condition, decoding, family.guided, rng)
+    *_, canvas = decide(tokenizer, family.schedule, condition, decoding, family.guided, rng)
     return canvas.latent
 
 
 # Compiling takes half a minute each: of two kinds of flows, the one with more pieces.
-@pytest.fixture(scope="module", params=["var", "flowar-cross"])
+@pytest.fixture(scope="module", params=["var", "flowar-cross", "raster"])
 def compiled(request: pytest.FixtureRequest) -> tuple[Family, Any]:
     """A family, and a model of it whose steps are compiled."""
     if shutil.which("g++") is None:
@@ -82,7 +82,7 @@ def test_runs_that_break_off_and_caches_that_are_given_back_do_no_harm(family: F
     tokenizer, condition = family.tokenizer().cuda(), Condition(torch.arange(3, device="cuda"))
     for decoding in (sequential, pair):
         for _ in range(3):
-            next(decide(tokenizer, tiny.SCHEDULE, condition, decoding, family.guided))
+            next(decide(tokenizer, plain.schedule, condition, decoding, family.guided))
         for seed in range(4):
             ours = drawn(family, decoding, 3, device="cuda", seed=seed)
             theirs = drawn(family, Sequential(plain), 3, device="cuda", seed=seed)
@@ -101,4 +101,4 @@ def test_replayed_graphs_give_the_same_images(family: Family, kind: CacheKind) -
         theirs = drawn(family, Sequential(plain, kind), rows, device="cuda", seed=turn)
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     captured = sum(len(reel.steps) for reel in model.forward._reels.values())
-    assert captured == (len(tiny.SCHEDULE) if kind is Static else 0)
+    assert captured == (len(plain.schedule) if kind is Static else 0)

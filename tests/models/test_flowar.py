@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from tests import tiny
 from tests.tiny import SCHEDULE, close, features
 from var.cache.static import Static
+from var.condition import Condition
 from var.models.flowar import FlowAR
-from var.sampling import Condition, Guide, Sampling
+from var.sampling import Guide, Sampling
 
 
 def shown() -> Tensor:

@@ -99,3 +99,29 @@ def test_minus_one_and_the_number_of_classes_are_no_class() -> None:
 def test_labels_out_of_range_are_refused(label: int) -> None:
     with pytest.raises(ValueError, match=rf"labels must lie in -1..3, got \[0, {label}\]"):
         Classes(3, 8)(torch.tensor([0, label]))
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_without_a_null_class_every_label_is_a_class(label: int) -> None:
+    classes = Classes(3, 8, null=False)
+    assert classes.weight.shape == (3, 8)
+    assert torch.equal(classes(torch.tensor([2, 0])), classes.weight[[2, 0]])
+    with pytest.raises(ValueError, match=rf"labels must lie in 0\.\.2, got \[0, {label}\]"):
+        classes(torch.tensor([0, label]))
+
+
+@pytest.mark.parametrize("eps", [1e-6, 1e-5, 0.1])
+def test_what_is_added_to_the_mean_square_can_be_chosen(eps: float) -> None:
+    x = (1e-3 * random(2, 3, 7)).float()
+    exact = x.double() / (x.double().square().mean(dim=-1, keepdim=True) + eps).sqrt()
+    close(RMSNorm(7, eps)(x), exact)
+    close(rms(x, eps), exact)
+
+
+def test_the_perceptron_may_gate_by_silu_without_biases() -> None:
+    torch.manual_seed(0)
+    mlp, x = GatedMlp(6, 10, silu=True).double(), 2 * random(2, 3, 6)
+    assert sorted(mlp.state_dict()) == ["fall.weight", "gate.weight", "rise.weight"]
+    gate, rise = x @ mlp.gate.weight.mT, x @ mlp.rise.weight.mT
+    exact = (gate / (1 + (-gate).exp()) * rise) @ mlp.fall.weight.mT
+    torch.testing.assert_close(mlp(x), exact, rtol=1e-12, atol=1e-12)

@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from var.nn.rotary import CrossAttention, RotaryAttention, attend, rotate, scaled, turn
+from var.nn.rotary import (
+    CrossAttention,
+    RotaryAttention,
+    attend,
+    attend_back,
+    raster_turn,
+    rotate,
+    scaled,
+    turn,
+)
 from var.schedule import Schedule, Span
 
 CPU = torch.device("cpu")
@@ -178,3 +187,60 @@ def test_dropout_is_for_training_and_heads_divide_the_width() -> None:
     assert attention.dropped == 0.3 and attention.eval().dropped == 0
     with pytest.raises(ValueError, match="3 heads do not divide the width 16"):
         RotaryAttention(16, 3)
+
+
+@given(h=sides, w=sides, base=st.sampled_from([10000.0, 100.0]))
+def test_a_raster_turns_by_the_cell_of_the_token_that_is_read(h: int, w: int, base: float) -> None:
+    channels = 12
+    cos, sin = raster_turn((h, w), channels, base, CPU)
+    assert cos.shape == sin.shape == (h * w, channels // 2)
+    assert not cos[0].any() and not sin[0].any(), "the condition is no cell"
+    for position in range(1, h * w):
+        places = divmod(position - 1, w)
+        angles = [place * base ** (-2 * j / 6) for place in places for j in range(3)]
+        assert cos[position].tolist() == pytest.approx([math.cos(a) for a in angles], abs=1e-6)
+        assert sin[position].tolist() == pytest.approx([math.sin(a) for a in angles], abs=1e-6)
+
+
+def test_angles_of_a_large_raster_are_exact_to_float32() -> None:
+    cos, sin = raster_turn((64, 64), 64, 10000.0, CPU)
+    frequency = 10000.0 ** (-torch.arange(0, 32, 2, dtype=torch.float64) / 32)
+    cell = torch.arange(64 * 64 - 1)
+    angle = torch.cat([(cell // 64)[:, None] * frequency, (cell % 64)[:, None] * frequency], dim=1)
+    # The largest angle is 63: float32 knows it to 4e-6.
+    torch.testing.assert_close(cos[1:].double(), angle.cos(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(sin[1:].double(), angle.sin(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(6, 6), (3, 6), (1, 6), (1, 1)])
+@pytest.mark.parametrize("heads", [4, 2, 1])
+def test_positions_see_themselves_and_what_was_before(queries: int, keys: int, heads: int) -> None:
+    q = random(2, 4, queries, 8)
+    k, v = random(2, 2, heads, keys, 8, seed=1).unbind()
+    seen = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+    repeated = (t.repeat_interleave(4 // heads, dim=1) for t in (k, v))
+    exact = F.scaled_dot_product_attention(q, *repeated, attn_mask=seen, scale=1.0)
+    exact = exact.transpose(1, 2).flatten(2)
+    bias = torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)
+    for mask in (None, seen, bias):
+        torch.testing.assert_close(attend_back(q, k, v, mask), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_shared_heads_of_keys_are_those_of_several_queries() -> None:
+    torch.manual_seed(0)
+    few, many = RotaryAttention(32, 4, kv_heads=2, bias=False), RotaryAttention(32, 4, bias=False)
+    q, k, v = few.qkv.weight.split([32, 16, 16])
+    twice = [t.unflatten(0, (2, 8)).repeat_interleave(2, dim=0).flatten(0, 1) for t in (k, v)]
+    many.load_state_dict({**few.state_dict(), "qkv.weight": torch.cat([q, *twice])})
+    x, turned = random(2, 6, 32), raster_turn((2, 3), 8, 10000.0, CPU)
+    ours, theirs = (each.mix(attend_back(*each.split(x, turned), None)) for each in (few, many))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert few.split(x, turned)[1].shape == (2, 2, 6, 8)
+    assert torch.equal(few.values(x), few.split(x, turned)[2])
+    assert torch.equal(many.values(x), many.split(x, turned)[2])
+
+
+@pytest.mark.parametrize("kv_heads", [0, 3, 8])
+def test_heads_of_keys_must_divide_those_of_queries(kv_heads: int) -> None:
+    with pytest.raises(ValueError, match=f"{kv_heads} heads of keys cannot be shared evenly by 4"):
+        RotaryAttention(32, 4, kv_heads=kv_heads)

@@ -38,6 +38,10 @@ class Memory(Protocol):
         """Forget all but the first `positions` positions; 0 forgets everything."""
         ...
 
+    def narrow(self, rows: int) -> None:
+        """Forget all but the first `rows` rows, until it is rewound to 0."""
+        ...
+
     def tensors(self) -> Sequence[Tensor]:
         """Return the keys and values that are held now, for whoever counts bytes."""
         ...
@@ -81,6 +85,10 @@ class Cache(Protocol):
         """
         ...
 
+    def narrow(self, rows: int) -> None:
+        """Forget all but the first `rows` rows, until it is rewound to 0: the others are done."""
+        ...
+
     def release(self) -> None:
         """Forget everything, and give its room back."""
         ...
@@ -108,12 +116,22 @@ class Layered:
         self.layers = layers
         self.seen = 0
         self._schedule: Schedule | None = None
+        self._rows: int | None = None
 
     def advance(self, span: Span) -> None:
         """Note that every layer has read `span`, which must begin where the last one ended."""
         if span.start != self.seen:
             raise ValueError(f"read {self.seen} groups so far, the span starts at {span.start}")
         self.seen, self._schedule = span.stop, span.schedule
+        if not span.start:
+            self._rows = None  # whoever reads anew may have others
+
+    def narrow(self, rows: int) -> None:
+        """Forget all but the first `rows` rows, until it is rewound to 0."""
+        if self.seen and rows != self._rows:
+            for memory in self.layers:
+                memory.narrow(rows)
+            self._rows = rows
 
     def place(self) -> tuple[int, ...] | None:
         """Return None: what is held comes and goes."""
@@ -149,13 +167,19 @@ class Constants:
 
     def __init__(self) -> None:
         self._known: dict[Callable[[Tensor], Tensor], Tensor] = {}
+        self._rows: int | None = None  # of the results, that still count
 
     def once(self, make: Callable[[Tensor], Tensor], condition: Tensor) -> Tensor:
         """Return `make(condition)`, computed the first time and remembered."""
         if make not in self._known:
             self._known[make] = make(condition)
-        return self._known[make]
+        return self._known[make][: self._rows]
+
+    def narrow(self, rows: int) -> None:
+        """Return the first `rows` rows of results only, until they are forgotten."""
+        self._rows = rows
 
     def forget(self) -> None:
         """Forget the results: the next condition is another one."""
         self._known.clear()
+        self._rows = None

@@ -38,6 +38,13 @@ class DenseMemory(Constants):
             keys, values = self._kept
             self._kept = keys[:, :, :positions], values[:, :, :positions]
 
+    def narrow(self, rows: int) -> None:
+        """Keep the first `rows` rows."""
+        super().narrow(rows)
+        if self._kept is not None:
+            keys, values = self._kept
+            self._kept = keys[:rows], values[:rows]
+
     def tensors(self) -> Sequence[Tensor]:
         """Return the keys and values held."""
         return self._kept or ()

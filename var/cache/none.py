@@ -23,6 +23,9 @@ class NoMemory:
     def rewind(self, positions: int) -> None:
         """Nothing to forget."""
 
+    def narrow(self, rows: int) -> None:
+        """Nothing to forget."""
+
     def tensors(self) -> Sequence[Tensor]:
         """Return nothing."""
         return ()

@@ -90,6 +90,13 @@ class ScaleMemory(Constants):
             self._kept, self._read = None, 0
             self.forget()
 
+    def narrow(self, rows: int) -> None:
+        """Keep the first `rows` rows."""
+        super().narrow(rows)
+        if self._kept is not None:
+            keys, values = self._kept
+            self._kept = _owned(keys[:rows]), _owned(values[:rows])
+
     def tensors(self) -> Sequence[Tensor]:
         """Return the keys and values held."""
         return self._kept or ()

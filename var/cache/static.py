@@ -31,15 +31,15 @@ class StaticMemory(Constants):
         if torch.is_grad_enabled() and k.requires_grad:
             raise RuntimeError("the static cache is for inference only; under autograd take Dense")
         room, length = self._room, span.schedule[: self._groups].positions.stop
-        if room is None or not _fits(room, k, length):
+        if room is None or not _fits(room[:, : self._rows], k, length):
             if span.start:
                 raise ValueError("the rows or the type of the keys changed since group 0")
             self._room = None  # before there is a new one: never room for both
             room = self._room = _allocate(k, length)
-        here = span.positions
-        room[0, :, :, here] = k
-        room[1, :, :, here] = v
-        return room[0, :, :, : here.stop], room[1, :, :, : here.stop]
+        keys, values = room[:, : len(k)]
+        span.store(keys, k)
+        span.store(values, v)
+        return span.seen(keys), span.seen(values)
 
     def once(self, make: Callable[[Tensor], Tensor], condition: Tensor) -> Tensor:
         """Return `make(condition)`, computed the first time and written where the last one was."""
@@ -50,7 +50,7 @@ class StaticMemory(Constants):
                     self._known[make] = made.clone()
             else:
                 self._known[make] = old.copy_(made)
-        return self._known[make]
+        return self._known[make][: self._rows]
 
     def rewind(self, positions: int) -> None:
         """Nothing to do but to forget the condition at 0: later writes replace what is stale."""
@@ -87,7 +87,8 @@ def _allocate(k: Tensor, length: int) -> Tensor:
     # Outside inference mode: the room may be written to again in a later, ordinary call.
     with torch.inference_mode(False):
         rows, heads, _, channels = k.shape
-        return torch.empty((2, rows, heads, length, channels), dtype=k.dtype, device=k.device)
+        # Zeros: what is not written yet may be read where it does not count, but must be numbers.
+        return torch.zeros((2, rows, heads, length, channels), dtype=k.dtype, device=k.device)
 
 
 class Static(Plain):

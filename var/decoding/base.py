@@ -44,8 +44,8 @@ class Decoding(Protocol):
         """
         ...
 
-    def propose(self, canvas: Canvas) -> Turn:
-        """Return the next turn."""
+    def propose(self, canvas: Canvas, rng: Rng | None) -> Turn:
+        """Return the next turn; what is guessed may be drawn, with one stream per image."""
         ...
 
     def settle(self, prediction: Prediction, rng: Rng | None) -> list[Tensor]:

@@ -51,7 +51,7 @@ class Collaborative:
             self.kind = kind
             self._renew()
 
-    def propose(self, canvas: Canvas) -> Turn:
+    def propose(self, canvas: Canvas, rng: Rng | None) -> Turn:
         """Return the turn in which the model whose group it is reads what is decided.
 
         Raises:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from var.cache.base import CacheKind
+from var.condition import Condition
 from var.decoding.base import Decoding
 from var.random import Rng
-from var.sampling import Condition, Sampling
+from var.sampling import Sampling
 from var.schedule import Schedule
 from var.tokenizers.tokenizer import Canvas, Tokenizer
 
@@ -42,17 +44,19 @@ def decide(
     """
     canvas = tokenizer.blank(len(condition), schedule) if canvas is None else canvas
     decoding.begin(cache)
+    spread = lru_cache(condition.spread)  # texts are long: not at every turn
     while canvas.done < len(schedule):
-        turn = decoding.propose(canvas)
+        turn = decoding.propose(canvas, rng)
         # Feed whatever this model has not seen: one group, or all of them if it is new here.
         span = schedule[turn.cache.seen : turn.draft.done + 1]
-        guide = sampling.guide(progress=canvas.done / max(1, len(schedule) - 1))
-        x = guide.spread(turn.draft.read(span))
-        h = turn.model(x, span, condition.spread(guide.rows), turn.cache)
-        turn.cache.advance(span)
         fresh = span.tail(canvas.done)
+        guide = sampling.guide_over(fresh)
+        turn.cache.narrow(guide.rows * len(condition))  # guidance may be over
+        x = guide.spread(turn.draft.read(span))
+        h = turn.model(x, span, spread(guide.rows), turn.cache)
+        turn.cache.advance(span)
         prediction = turn.model.head(h[:, -len(fresh) :], fresh, guide)
-        prediction = prediction.shaped(sampling.at(canvas.done))
+        prediction = prediction.shaped(sampling.over(fresh))
         canvas = canvas.write(*decoding.settle(prediction, rng))
         turn.cache.rewind(canvas.done)  # forget refuted guesses
         yield canvas

@@ -37,7 +37,7 @@ class Sequential:
             self.kind, self.cache = kind, self.model.new_cache(kind)
         self.cache.rewind(0)
 
-    def propose(self, canvas: Canvas) -> Turn:
+    def propose(self, canvas: Canvas, rng: Rng | None) -> Turn:
         """Return the turn in which the model reads what is decided."""
         return Turn(self.model, self.cache, canvas)
 

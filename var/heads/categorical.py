@@ -17,6 +17,8 @@ from var.random import Rng
 from var.sampling import Guide, Sampling
 from var.schedule import Span
 
+_HEEDS = frozenset({"guidance", "guided_groups", "temperature", "top_k", "top_p", "temper_last"})
+
 
 @dataclass(frozen=True, eq=False)
 class CategoricalPrediction:
@@ -72,14 +74,26 @@ class Categorical(nn.Module):
         width: of the features, D.
         vocabulary: number of codes V.
         label_smoothing: of the training loss, 0..1.
+        bias: of the map.
+        mixtures: whether the canvas can be written with mixtures of codes.
+
+    Attributes:
+        vocabulary: number of codes V.
     """
 
-    heeds = frozenset({"guidance", "temperature", "top_k", "top_p", "temper_last", "smooth"})
-
-    def __init__(self, width: int, vocabulary: int, *, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        width: int,
+        vocabulary: int,
+        *,
+        label_smoothing: float = 0.0,
+        bias: bool = True,
+        mixtures: bool = True,
+    ) -> None:
         super().__init__()
-        self.linear = Linear(width, vocabulary)
-        self.label_smoothing = label_smoothing
+        self.linear = Linear(width, vocabulary, bias=bias)
+        self.vocabulary, self.label_smoothing = vocabulary, label_smoothing
+        self.heeds = _HEEDS | {"smooth"} if mixtures else _HEEDS
 
     def forward(self, h: Tensor, span: Span, guide: Guide) -> CategoricalPrediction:
         """Return the guided distributions of features (R, L, D)."""

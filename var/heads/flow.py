@@ -99,7 +99,7 @@ class Flow(nn.Module):
         net: the network.
     """
 
-    heeds = frozenset({"guidance", "temperature", "steps", "solver", "interval"})
+    heeds = frozenset({"guidance", "guided_groups", "temperature", "steps", "solver", "interval"})
 
     def __init__(self, net: FlowNet) -> None:
         super().__init__()

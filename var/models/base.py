@@ -7,8 +7,8 @@ from typing import Protocol
 from torch import Tensor
 
 from var.cache.base import Cache, CacheKind
+from var.condition import Condition
 from var.heads.base import Head
-from var.sampling import Condition
 from var.schedule import Schedule, Span
 
 
@@ -55,5 +55,5 @@ def check_span(span: Span, schedule: Schedule, cache: Cache | None) -> None:
             f"the span belongs to {span.schedule.grids}"
         )
     seen = cache.seen if cache is not None else 0
-    if span.start != seen:
+    if not span.follows(seen):
         raise ValueError(f"the span starts at scale {span.start}, the model has read {seen}")

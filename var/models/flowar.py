@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from var.cache.base import Cache, CacheKind, Memory
 from var.cache.none import NoMemory
 from var.cache.static import Static
+from var.condition import Condition
 from var.heads.flow import Flow
 from var.heads.flow_net import FlowNet
 from var.models.base import check_span
@@ -25,7 +26,6 @@ from var.nn.compiling import compile_methods
 from var.nn.gated import GatedMlp, gated_hidden
 from var.nn.rms import RMSNorm, modulated
 from var.nn.rotary import RotaryAttention, Turn, attend, turn
-from var.sampling import Condition
 from var.schedule import Schedule, Span
 
 

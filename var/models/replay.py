@@ -2,7 +2,8 @@
 
 The steps of a next-scale model launch thousands of small kernels, which takes longer than the
 kernels do as long as batches are small. All their shapes are known: each step of a schedule is one
-graph. Needs a cache whose memories stay where they are, `var.cache.static.Static`.
+graph; all steps of a raster that are as long as each other, and as far as each other up to a
+stride, are one. Needs a cache whose memories stay where they are, `var.cache.static.Static`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,12 @@ import torch
 from torch import Tensor
 
 from var.cache.base import Cache
-from var.sampling import Condition
-from var.schedule import Span
+from var.condition import Condition
+from var.models.base import check_span
+from var.schedule import Rolling, Span
+
+# Positions by which what a step of a raster reads grows from one graph to the next.
+_STRIDE = 64
 
 Forward = Callable[[Tensor, Span, Condition, Cache | None], Tensor]
 
@@ -47,14 +52,18 @@ class Replay:
         reel = self._reels.get(cache)
         if reel is None or reel.place != place:  # what was captured before has lost its memory
             reel = self._reels[cache] = _Reel(place, torch.cuda.Stream(x.device))
-        key = (span, x.shape, x.dtype)
+        place = (span.schedule, len(span), _reach(span)) if _rolls(span) else span
+        key = (place, x.shape, x.dtype)
         if key in reel.steps:
-            return reel.steps[key].replay(x, condition)
+            check_span(span, span.schedule, cache)
+            return reel.steps[key].replay(x, span, condition)
         if key not in reel.seen:
             reel.seen.add(key)
             return self.forward(x, span, condition, cache)
-        step = reel.steps[key] = _Step.capture(self.forward, x, span, condition, cache, reel)
-        return step.replay(x, condition)
+        moving = rolling(span, x.device) if _rolls(span) else span
+        step = _Step.capture(self.forward, x, moving, condition, cache, reel)
+        reel.steps[key] = step
+        return step.replay(x, span, condition)
 
     def forget(self) -> None:
         """Forget what was captured: the weights have moved."""
@@ -76,7 +85,9 @@ class _Reel:
 class _Step:
     graph: torch.cuda.CUDAGraph
     x: Tensor
+    span: Span
     condition: Condition
+    given: Condition
     features: Tensor
     # Geometry that the graph reads, and that its makers may forget.
     held: tuple[Tensor | None, ...]
@@ -92,20 +103,42 @@ class _Step:
         reel: _Reel,
     ) -> _Step:
         with torch.inference_mode(False):  # to be written to later, in whatever mode
-            x, condition = x.clone(), _mapped(condition, Tensor.clone)
+            x, given, condition = x.clone(), condition, _mapped(condition, Tensor.clone)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=reel.pool, stream=reel.stream):
             features = forward(x, span, condition, cache)
         past = span.positions.start
         held = (span.levels(x.device), span.mask(past, device=x.device))
-        return cls(graph, x, condition, features, held)
+        return cls(graph, x, span, condition, given, features, held)
 
-    def replay(self, x: Tensor, condition: Condition) -> Tensor:
+    def replay(self, x: Tensor, span: Span, condition: Condition) -> Tensor:
         self.x.copy_(x)
-        for name, tensor in _tensors(self.condition).items():
-            tensor.copy_(getattr(condition, name))
+        if isinstance(self.span, Rolling):
+            here = span.positions
+            torch.arange(here.start, here.stop, out=self.span.index)
+        if condition is not self.given:  # texts are large, and the same at every step
+            self.given = condition
+            for name, tensor in _tensors(self.condition).items():
+                tensor.copy_(getattr(condition, name))
         self.graph.replay()
         return self.features
+
+
+def rolling(span: Span, device: torch.device) -> Rolling:
+    """Return a span that can be moved to where all spans of a raster like it lie."""
+    stop = _reach(span)
+    with torch.inference_mode(False):
+        index = torch.arange(span.start, span.stop, device=device)
+    return Rolling(span.schedule, stop - len(span), stop, index)
+
+
+def _rolls(span: Span) -> bool:
+    # The span in which a raster begins is its own: the condition stands in it.
+    return span.start > 0 and span.schedule.is_raster
+
+
+def _reach(span: Span) -> int:
+    return min(len(span.schedule), -(-span.stop // _STRIDE) * _STRIDE)
 
 
 def _tensors(condition: Condition) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from var.cache.base import Cache, CacheKind, Memory
 from var.cache.none import NoMemory
 from var.cache.static import Static
+from var.condition import Condition
 from var.heads.categorical import Categorical
 from var.models.base import check_span
 from var.nn.adaln import Modulated, Modulation, Offset
@@ -23,7 +24,6 @@ from var.nn.attention import Attention
 from var.nn.compiling import compile_methods
 from var.nn.mlp import Mlp, drop_path
 from var.nn.stem import Stem
-from var.sampling import Condition
 from var.schedule import Schedule, Span
 
 

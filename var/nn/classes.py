@@ -11,11 +11,13 @@ class Classes(nn.Embedding):
     Args:
         count: number of classes; the null class comes on top.
         width: of a vector.
+        null: whether there is a null class.
     """
 
-    def __init__(self, count: int, width: int) -> None:
-        super().__init__(count + 1, width)
-        self.null = count
+    def __init__(self, count: int, width: int, *, null: bool = True) -> None:
+        super().__init__(count + null, width)
+        self.null = count if null else count - 1
+        self.least = -1 if null else 0
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the vectors (R, D) of labels (R,).
@@ -24,6 +26,7 @@ class Classes(nn.Embedding):
             ValueError: a label is out of range. Seen on the CPU only: on other devices a look at
                 the values would make the host wait.
         """
-        if input.device.type == "cpu" and not ((input >= -1) & (input <= self.null)).all():
-            raise ValueError(f"labels must lie in -1..{self.null}, got {input.tolist()}")
+        least, most = self.least, self.null
+        if input.device.type == "cpu" and not ((input >= least) & (input <= most)).all():
+            raise ValueError(f"labels must lie in {least}..{most}, got {input.tolist()}")
         return super().forward(input.where(input >= 0, self.null))

@@ -9,24 +9,26 @@ from var.nn.linear import Linear
 
 
 class GatedMlp(nn.Module):
-    """`fall(gelu(gate(x)) * rise(x))` with the exact GELU (FlowAR, section 3).
+    """`fall(act(gate(x)) * rise(x))`, with the exact GELU (FlowAR, section 3) or with SiLU.
 
     Args:
         width: of input and output.
         hidden: in between.
+        silu: SiLU and no biases (LlamaGen, section 3.2) instead of GELU and biases.
         drop: dropout after the last layer, 0..1.
     """
 
-    def __init__(self, width: int, hidden: int, *, drop: float = 0.0) -> None:
+    def __init__(self, width: int, hidden: int, *, silu: bool = False, drop: float = 0.0) -> None:
         super().__init__()
-        self.gate = Linear(width, hidden)
-        self.rise = Linear(width, hidden)
-        self.fall = Linear(hidden, width)
+        self.gate = Linear(width, hidden, bias=not silu)
+        self.rise = Linear(width, hidden, bias=not silu)
+        self.fall = Linear(hidden, width, bias=not silu)
+        self.act = F.silu if silu else F.gelu
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (R, L, D) to (R, L, D)."""
-        return self.drop(self.fall(F.gelu(self.gate(x)) * self.rise(x)))
+        return self.drop(self.fall(self.act(self.gate(x)) * self.rise(x)))
 
 
 def gated_hidden(width: int, ratio: float) -> int:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 EPS = 1e-6
 
 
-def rms(x: Tensor) -> Tensor:
-    """Return `x / sqrt(mean(x^2) + 1e-6)` over the last dimension, (..., D) float32."""
-    return F.rms_norm(x.float(), x.shape[-1:], eps=EPS)
+def rms(x: Tensor, eps: float = EPS) -> Tensor:
+    """Return `x / sqrt(mean(x^2) + eps)` over the last dimension, (..., D) float32."""
+    return F.rms_norm(x.float(), x.shape[-1:], eps=eps)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -22,14 +22,17 @@ class RMSNorm(nn.RMSNorm):
 
     Args:
         width: D.
+        eps: added to the mean square.
     """
 
-    def __init__(self, width: int) -> None:
-        super().__init__(width, eps=EPS)
+    eps: float
+
+    def __init__(self, width: int, eps: float = EPS) -> None:
+        super().__init__(width, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., D) in the type of x."""
-        return rms(x).to(x.dtype) * self.weight.to(x.dtype)
+        return rms(x, self.eps).to(x.dtype) * self.weight.to(x.dtype)
 
 
 def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from var.nn.linear import Linear
-from var.schedule import Span
+from var.schedule import Grid, Span
 
 # Cosines and sines (L, d / 2) of the angles by which positions turn pairs of channels.
 Turn = tuple[Tensor, Tensor]
@@ -57,6 +57,29 @@ def _turn(span: Span, channels: int, extent: float, device: torch.device) -> Tur
         return angle.cos(), angle.sin()
 
 
+def raster_turn(grid: Grid, channels: int, base: float, device: torch.device) -> Turn:
+    """Return by how much what next-token models read turns the channels of a head (LlamaGen, 3.2).
+
+    The token before the first one, its condition, is no cell: cosines and sines are 0, so that its
+    key says nothing. After it come the cells row by row, but for the last, each with the angles of
+    its row and then of its column, counted from 0.
+
+    Args:
+        grid: (h, w).
+        channels: of a head, d; a multiple of 4.
+        base: of the frequencies.
+        device: of the result, each (h w, d / 2).
+    """
+    half, (h, w) = channels // 2, grid
+    with torch.inference_mode(False):
+        frequency = base ** (-torch.arange(0, half, 2, device=device) / half)
+        row, column = (torch.arange(side, device=device)[:, None] * frequency for side in (h, w))
+        row, column = row[:, None].expand(-1, w, -1), column[None].expand(h, -1, -1)
+        angle = torch.cat([row, column], dim=-1).flatten(0, 1)[:-1]
+        none = angle.new_zeros(1, angle.shape[1])
+        return torch.cat([none, angle.cos()]), torch.cat([none, angle.sin()])
+
+
 def rotate(x: Tensor, turn: Turn) -> Tensor:
     """Return x (..., L, d) with each pair of neighbouring channels turned, in float32."""
     cos, sin = turn
@@ -92,13 +115,43 @@ def attend(
     return rearrange(out, "R N L d -> R L (N d)")
 
 
+def attend_back(
+    q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, *, drop: float = 0.0
+) -> Tensor:
+    """Return what positions make of themselves and of those before them, (R, L, N d).
+
+    Args:
+        q: (R, N, L, d), scaled.
+        keys, values: (R, n, S, d), those of the positions at the end; n divides N.
+        mask: bool (..., L, S), or what is added to scores, float; None: as far back as there is.
+        drop: probability of dropping an attention weight.
+    """
+    causal = mask is None and q.shape[2] > 1
+    if causal and keys.shape[2] > q.shape[2]:
+        mask = q.new_ones(q.shape[2], keys.shape[2], dtype=torch.bool)
+        mask, causal = mask.tril(keys.shape[2] - q.shape[2]), False
+    out = F.scaled_dot_product_attention(
+        q,
+        keys,
+        values,
+        mask,
+        dropout_p=drop,
+        is_causal=causal,
+        scale=1.0,
+        enable_gqa=keys.shape[1] != q.shape[1],
+    )
+    return rearrange(out, "R N L d -> R L (N d)")
+
+
 class RotaryAttention(nn.Module):
     """Multi-head self-attention in two halves, `split` and `mix`; `attend` lies between them.
 
     Args:
         width: of the residual stream, D.
         heads: number of heads N; divides the width.
+        kv_heads: number of heads of keys and values, each for as many of queries; None: N.
         bias: of queries, keys and values.
+        out_bias: of the projection.
         drop: dropout after the projection, 0..1.
         attention_drop: dropout of attention weights, 0..1.
     """
@@ -108,7 +161,9 @@ class RotaryAttention(nn.Module):
         width: int,
         heads: int,
         *,
+        kv_heads: int | None = None,
         bias: bool = True,
+        out_bias: bool = True,
         drop: float = 0.0,
         attention_drop: float = 0.0,
     ) -> None:
@@ -118,15 +173,28 @@ class RotaryAttention(nn.Module):
                 f"{heads} heads do not divide the width {width} into multiples of 4 channels, "
                 "which rotary positions turn"
             )
+        few = heads if kv_heads is None else kv_heads
+        if few < 1 or heads % few:
+            raise ValueError(f"{few} heads of keys cannot be shared evenly by {heads} of queries")
         self.heads, self.attention_drop = heads, attention_drop
-        self.qkv = Linear(width, 3 * width, bias=bias)
-        self.proj = Linear(width, width)
+        self.shares = (heads, few, few)
+        self.qkv = Linear(width, width // heads * sum(self.shares), bias=bias)
+        self.proj = Linear(width, width, bias=out_bias)
         self.drop = nn.Dropout(drop)
 
     def split(self, x: Tensor, turn: Turn) -> tuple[Tensor, Tensor, Tensor]:
-        """Return turned and scaled queries, turned keys, and values (R, N, L, d) of x (R, L, D)."""
-        q, k, v = rearrange(self.qkv(x), "R L (three N d) -> three R N L d", three=3, N=self.heads)
+        """Return turned and scaled queries, turned keys, and values (R, N, L, d) of x (R, L, D).
+
+        Of keys and values there may be fewer heads.
+        """
+        all_heads = rearrange(self.qkv(x), "R L (n d) -> R n L d", n=sum(self.shares))
+        q, k, v = all_heads.split(self.shares, dim=1)
         return scaled(rotate(q, turn)).to(v.dtype), rotate(k, turn).to(v.dtype), v
+
+    def values(self, x: Tensor) -> Tensor:
+        """Return values alone, (R, N, L, d), of x (R, L, D)."""
+        all_heads = rearrange(self.qkv(x), "R L (n d) -> R n L d", n=sum(self.shares))
+        return all_heads[:, -self.shares[-1] :]
 
     def mix(self, out: Tensor) -> Tensor:
         """Return the projection (R, L, D) of what was seen (R, L, D)."""
