@@ -13,15 +13,18 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from var import hub
 from var.data.images import ImageData, check_pixels
-from var.data.latents import Index, fingerprint
+from var.data.index import Index
+from var.data.latents import fingerprint
 from var.devices import PRECISIONS, parse_device, share
 from var.encoding import Encoder, Folder, number_type
 from var.errors import UserError
-from var.recipe import parse_schedule
+from var.recipe import parse_schedule, written
+from var.schedule import Schedule
 from var.scripts.command import check_least, check_writable, command, made
 from var.scripts.train import check_sizes
 from var.store import Run
@@ -119,12 +122,13 @@ def prepare(
         if schedule != run.recipe.schedule and not tokenizer.any_schedule:
             raise UserError(
                 f"schedule={options.schedule} is not that of {options.tokenizer['run']}, "
-                f"{list(run.recipe.schedule.grids)}: leave it out"
+                f"{run.recipe.schedule}: leave it out"
             )
     check_sizes(tokenizer, schedule, data)
     with torch.inference_mode():
         first = data.__getitems__([0]).to(device)
         code = tokenizer.compress(first.image, schedule)
+        check_tokens(tokenizer.tokens(code, schedule), schedule)
     numbers = number_type(tokenizer, code, PRECISIONS[options.dtype])
     index = Index(
         data=data.name,
@@ -137,10 +141,24 @@ def prepare(
         shard_size=options.shard_size,
         numbers=str(numbers).removeprefix("torch."),
         shape=tuple(code.shape[1:]),
-        grids=schedule.grids,
+        grids=schedule.grids[:1] if schedule.is_raster else schedule.grids,
+        raster=schedule.is_raster,
         tokenizer=fingerprint(run.tokenizer),
     )
     return Encoder(tokenizer, schedule, options.flips, numbers, device), index
+
+
+def check_tokens(tokens: list[Tensor], schedule: Schedule) -> None:
+    """Check that the tokens of an image are those of the groups of a schedule.
+
+    Raises:
+        UserError: they are not, as the tokenizer makes whole scales and these are single cells.
+    """
+    if tuple(each.shape[1] for each in tokens) != schedule.sizes:
+        raise UserError(
+            f"schedule={written(schedule)} is not for this tokenizer, which makes whole scales: "
+            "use a ladder, as in schedule=[1,2,4,8], or take another tokenizer"
+        )
 
 
 def encode(

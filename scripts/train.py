@@ -17,7 +17,7 @@ from var.data.images import ImageData, check_pixels
 from var.errors import UserError
 from var.models.base import Backbone
 from var.pipeline import Pipeline
-from var.recipe import Data, Recipe, build, keywords, parse_sampling, parse_schedule
+from var.recipe import Data, Recipe, build, keywords, parse_sampling, parse_schedule, written
 from var.schedule import Schedule
 from var.scripts.command import command, made
 from var.tokenizers.losses import Objective
@@ -82,15 +82,21 @@ def tokenizer(cfg: DictConfig, data: ImageData, folder: Path) -> tuple[Task, Exp
             raise UserError(f"{name} is for generators: leave it out, or choose a backbone")
     check_pixels(data, "training a tokenizer")
     spec: dict[str, Any] = plain(cfg.tokenizer)
+    schedule = parse_schedule(plain(cfg.schedule), "schedule")
     if "scales" in keywords(spec, "tokenizer"):
-        spec["scales"] = len(cfg.schedule)
-    recipe = Recipe(spec, parse_schedule(plain(cfg.schedule), "schedule"), data=describe(data))
+        if schedule.is_raster:
+            raise UserError(
+                f"{kind(spec)} makes whole scales, but schedule={cfg.schedule} is of single cells: "
+                "use the ladder of its scales, as in schedule=[1,2,4,8], or tokenizer=vq"
+            )
+        spec["scales"] = len(schedule)
+    recipe = Recipe(spec, schedule, data=describe(data))
     module: Any = build(spec, "tokenizer", device="cpu")
-    check_sizes(module, recipe.schedule, data)
+    check_sizes(module, schedule, data)
     task = made(cfg.task)(
         tokenizer=module,
         objective=Objective(made(cfg.objective)),
-        schedule=recipe.schedule,
+        schedule=schedule,
         sample=data.__getitems__(range(10))[0],
     )
     return task, lambda module: store.save(folder, store.Run(recipe, module.tokenizer))  # type: ignore[arg-type]
@@ -137,7 +143,7 @@ def trained_tokenizer(cfg: DictConfig) -> store.Run:
     if schedule != base.recipe.schedule and not cast(Tokenizer, base.tokenizer).any_schedule:
         raise UserError(
             f"schedule={cfg.schedule} is not that of tokenizer.run={cfg.tokenizer.run}, "
-            f"{list(base.recipe.schedule.grids)}: leave schedule out, or train another tokenizer"
+            f"{base.recipe.schedule}: leave schedule out, or train another tokenizer"
         )
     return replace(base, recipe=replace(base.recipe, schedule=schedule))
 
@@ -155,20 +161,62 @@ def make_backbone(
         spec = dict(start.recipe.backbone or {})
     else:
         spec = {
-            **cast(Tokenizer, base.tokenizer).terms,
+            **terms(cfg, base),
             "classes": len(data.classes),
-            "ladder": plain(cfg.schedule),
+            **geometry(plain(cfg.backbone), base.recipe.schedule),
             **plain(cfg.backbone),
         }
     backbone = build(spec, "backbone", device="cpu")
     if start is not None and start.model is not None:
-        if spec["classes"] != len(data.classes):
+        if spec.get("classes") != len(data.classes):
             raise UserError(
-                f"init.run={cfg.init.run} knows {spec['classes']} classes, "
+                f"init.run={cfg.init.run} knows {spec.get('classes', 'no')} classes, "
                 f"{data.name} has {len(data.classes)}"
             )
         take_weights(backbone, start.model, cfg.init.run)
     return backbone, spec
+
+
+def geometry(spec: dict[str, Any], schedule: Schedule) -> dict[str, Any]:
+    """Return a schedule as the keyword by which a backbone knows it.
+
+    Raises:
+        UserError: the backbone decides images in another way.
+    """
+    known, side = keywords(spec, "backbone"), schedule.grids[-1][0]
+    if schedule.is_raster and "grid" in known:
+        return {"grid": written(schedule)["raster"]}
+    if not schedule.is_raster and "ladder" in known:
+        return {"ladder": written(schedule)}
+    if "grid" in known:
+        raise UserError(
+            f"{kind(spec)} decides single cells, but schedule={written(schedule)} is a ladder of "
+            f"scales: use schedule={{raster:{side}}} and a tokenizer of one scale"
+        )
+    raise UserError(
+        f"{kind(spec)} decides whole scales, but schedule={written(schedule)} is of single cells: "
+        f"use a ladder, as in schedule=[1,2,4,{side}], or backbone=raster"
+    )
+
+
+def terms(cfg: DictConfig, base: store.Run) -> dict[str, int]:
+    """Return what a new backbone must know of the tokens that it is trained on.
+
+    Raises:
+        UserError: they are of a kind that it does not predict.
+    """
+    found, spec = cast(Tokenizer, base.tokenizer).terms, plain(cfg.backbone)
+    if odd := [name for name in found if name not in keywords(spec, "backbone")]:
+        raise UserError(
+            f"tokenizer.run={cfg.tokenizer.run} makes tokens of {odd[0]}={found[odd[0]]}, which "
+            f"{kind(spec)} does not predict: choose another tokenizer, or another backbone"
+        )
+    return found
+
+
+def kind(spec: dict[str, Any]) -> str:
+    """Return the name of a spec's class."""
+    return str(spec["_target_"]).rpartition(".")[2]
 
 
 def take_weights(module: nn.Module, source: nn.Module, name: str) -> None:
@@ -195,7 +243,7 @@ def distil(cfg: DictConfig, base: store.Run, common: dict[str, Any]) -> Task:
 
 
 def check_sizes(tokenizer: Any, schedule: Schedule, data: ImageData) -> None:
-    """Check that the schedule ends on the tokenizer's grid of the images.
+    """Check that the schedule is one for the tokenizer, and ends on its grid of the images.
 
     Raises:
         UserError: it does not; the message says what would.
@@ -205,8 +253,10 @@ def check_sizes(tokenizer: Any, schedule: Schedule, data: ImageData) -> None:
         raise UserError(
             f"schedule ends on a grid of {schedule.grids[-1]}, but {data.name} images of "
             f"{data.size} pixels have {data.size / tokenizer.factor:g} cells a side in this "
-            "tokenizer: change the last entry of schedule, or take another tokenizer"
+            f"tokenizer: change {'it' if schedule.is_raster else 'the last entry of schedule'}, "
+            "or take another tokenizer"
         )
+    tokenizer.blank(1, schedule)  # of one grid: refuses scales
 
 
 def describe(data: ImageData) -> Data:

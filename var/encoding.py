@@ -22,7 +22,8 @@ from torch import Tensor
 from var.atomic import replace as put
 from var.data.batches import loader
 from var.data.images import Batch, ImageData
-from var.data.latents import INDEX, NUMBERS, PROGRESS, Index, Shard, check_shards
+from var.data.index import INDEX, NUMBERS, PROGRESS, Index, Shard
+from var.data.latents import check_shards
 from var.errors import UserError
 from var.schedule import Schedule
 from var.tokenizers.tokenizer import Tokenizer

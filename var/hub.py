@@ -153,11 +153,13 @@ def _random(name: str, device: torch.device, dtype: torch.dtype) -> Run:
 
 def _recipe(parts: Parts, checkpoint: Checkpoint) -> Recipe:
     assert parts.tokenizer_spec is not None and parts.schedule is not None
+    reads_text = (parts.model_spec or {}).get("text") is not None
+    classes = () if reads_text else _imagenet_classes()
     return Recipe(
         tokenizer=parts.tokenizer_spec,
         schedule=parts.schedule,
         backbone=parts.model_spec,
-        data=Data("imagenet", _imagenet_classes(), checkpoint.size),
+        data=Data("texts" if reads_text else "imagenet", classes, checkpoint.size),
         sampling=Sampling(**checkpoint.sampling),
     )
 

@@ -11,18 +11,25 @@ from pathlib import Path
 from torch import Tensor
 
 from var.errors import UserError
-from var.systems import code, flowar
+from var.systems import code, flowar, llamagen, sjd
 from var.systems import var as var_system
 from var.systems.base import Checkpoint, Config, Parts, State, System
 from var.systems.files import locate, read_state
 
 __all__ = ["CHECKPOINTS", "Checkpoint", "Parts", "blueprint", "build", "load_published"]
 
-_SYSTEMS: dict[str, System] = {"var": var_system, "code": code, "flowar": flowar}
+_SYSTEMS: dict[str, System] = {
+    "var": var_system,
+    "code": code,
+    "flowar": flowar,
+    "llamagen": llamagen,
+    "sjd": sjd,
+}
 
 _BLUEPRINTS: dict[str, Callable[[Config], Parts]] = {
     "var": var_system.blueprint,
     "flowar": flowar.blueprint,
+    "llamagen": llamagen.blueprint,
 }
 
 CHECKPOINTS: dict[str, Checkpoint] = {

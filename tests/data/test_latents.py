@@ -13,7 +13,8 @@ from tests.conftest import make_run
 from tests.data.drawing import Drawing
 from var.data.batches import Batches, loader
 from var.data.images import TensorImages
-from var.data.latents import Index, Latents, Shard, fingerprint, latents
+from var.data.index import Index, Shard
+from var.data.latents import Latents, fingerprint, latents
 from var.encoding import Encoder, Folder
 from var.errors import UserError
 from var.random import Rng
@@ -189,6 +190,23 @@ def test_an_index_is_read_as_it_was_written() -> None:
     )  # fmt: skip
     assert Index.parse(index.text(), "here") == index
     assert index.differences(replace(index, flips=False, shards=())) == ["flips True, not False"]
+
+
+def test_the_index_of_a_raster_names_its_grid_once_and_older_ones_are_of_scales() -> None:
+    index = Index("toy", "train", "a1", 8, (), 3, True, 2, "int16", (6,), ((2, 3),), "ab")
+    raster = replace(index, raster=True)
+    assert "raster" not in index.text(), "as it was when there were no rasters"
+    assert Index.parse(raster.text(), "here") == raster
+    assert (index.schedule, raster.schedule) == (Schedule.scales([(2, 3)]), Schedule.raster((2, 3)))
+    assert index.differences(raster) == ["raster False, not True"]
+    with pytest.raises(UserError, match="here is damaged"):
+        Index.parse(replace(raster, grids=((2, 3), (4, 4))).text(), "here")
+
+
+def test_a_cache_of_scales_is_not_read_as_a_raster_of_many_lines(ids: Path) -> None:
+    reader = latents(root=ids).reader
+    with pytest.raises(UserError, match=r"for the grids \[.*\], not the raster of \(64, 64\):"):
+        reader(make_run().tokenizer, Schedule.raster(64))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

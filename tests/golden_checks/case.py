@@ -53,6 +53,8 @@ class Case:
         self.inputs = _under("in/", tensors)
         self.outputs = _under("out/", tensors)
         self.state = _under("state/", tensors)
+        if "state_from" in self.about:  # recorded once, with the case of that name
+            self.state = Case(path.with_stem(self.about["state_from"])).state
         self.compared: set[str] = set()
 
     @property

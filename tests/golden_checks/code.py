@@ -16,6 +16,7 @@ from tests.golden_checks.var_transformer import (
     with_first,
 )
 from var.cache.base import CacheKind
+from var.condition import Condition
 from var.decoding.base import Decoding, Turn
 from var.decoding.collaborative import Collaborative
 from var.decoding.loop import decide
@@ -24,7 +25,7 @@ from var.heads.categorical import CategoricalPrediction
 from var.models.var import VAR
 from var.published import Parts
 from var.random import Rng
-from var.sampling import Condition, Guide, Sampling
+from var.sampling import Guide, Sampling
 from var.tokenizers.canvas import Framed, hole_mask
 from var.tokenizers.tokenizer import Canvas
 from var.training.distil import distance
@@ -56,8 +57,8 @@ class Watched:
     def begin(self, kind: CacheKind | None = None) -> None:
         self.decoding.begin(kind)
 
-    def propose(self, canvas: Canvas) -> Turn:
-        return self.decoding.propose(canvas)
+    def propose(self, canvas: Canvas, rng: Rng | None) -> Turn:
+        return self.decoding.propose(canvas, rng)
 
     def settle(self, prediction: CategoricalPrediction, rng: Rng | None) -> list[Tensor]:
         drawn = self.decoding.settle(prediction, rng)

@@ -11,12 +11,13 @@ from torch import Tensor
 from tests.golden_checks.case import Case
 from tests.golden_checks.var_transformer import watch
 from var.cache.base import CacheKind
+from var.condition import Condition
 from var.decoding.loop import decide
 from var.decoding.sequential import Sequential
 from var.heads.base import Prediction
 from var.models.flowar import FlowAR
 from var.random import Rng
-from var.sampling import Condition, Sampling
+from var.sampling import Sampling
 from var.schedule import Schedule, Span
 from var.systems import flowar_keys
 from var.tokenizers.resample import Resample, shrunk

@@ -12,10 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from tests.golden_checks.case import Case
+from var.condition import Condition
 from var.data.images import centre_crop
 from var.models.var import VAR
 from var.random import Rng
-from var.sampling import Condition, Guide
+from var.sampling import Guide
 from var.schedule import Span
 from var.systems import var_keys
 from var.training.loss import loss, progressive_weights

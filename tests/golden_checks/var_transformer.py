@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tests.golden_checks.case import Case
 from tests.golden_checks.var_tokenizer import grid
+from var.condition import Condition
 from var.decoding.loop import decide
 from var.decoding.sequential import Sequential
 from var.heads.base import Prediction
@@ -20,7 +21,7 @@ from var.models.var import VAR
 from var.nn.attention import Attention
 from var.published import Parts
 from var.random import Rng
-from var.sampling import Condition, Guide, Sampling
+from var.sampling import Guide, Sampling
 from var.schedule import Schedule, Span
 from var.tokenizers.canvas import Kept, keep_masks
 from var.tokenizers.tokenizer import Canvas

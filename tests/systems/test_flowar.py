@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from tests import tiny, tiny_flowar
 from tests.tiny_flowar import CHANNELS, HEAD_WIDTH, LADDER, MODEL, VAE, WIDTH, model, state
 from var import recipe
+from var.condition import Condition
 from var.errors import UserError
 from var.heads.flow_net import CrossBlock, FlowNet, SpatialBlock
 from var.models.flowar import FlowAR
 from var.published import build
-from var.sampling import Condition
 from var.schedule import Schedule
 from var.systems import flowar, flowar_keys
 from var.systems.base import Parts

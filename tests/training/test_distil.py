@@ -14,10 +14,10 @@ from torch import Tensor
 from tests import tiny
 from tests.conftest import make_run
 from var import store
+from var.condition import Condition
 from var.errors import UserError
 from var.models.var import VAR
 from var.random import Rng
-from var.sampling import Condition
 from var.scripts.train import main
 from var.store import Run
 from var.tokenizers.multiscale import MultiScaleVQ

@@ -20,7 +20,18 @@ from torch import Tensor
 
 import var
 from tests.training import words
-from tests.training.words import CODES, FLOWAR, LATENTS, VAR, Words, forget, name, run
+from tests.training.words import (
+    CODES,
+    FLOWAR,
+    GRID,
+    LATENTS,
+    RASTER,
+    VAR,
+    Words,
+    forget,
+    name,
+    run,
+)
 from var import store
 from var.data.images import digits
 from var.errors import UserError
@@ -28,9 +39,12 @@ from var.tokenizers.losses import Objective
 from var.training.tokenizer import TokenizerTask
 
 Whole = Callable[..., Path]
-TOKENIZERS = pytest.mark.parametrize("tokenizer", [CODES, LATENTS], ids=["codes", "latents"])
-PAIRS = [(VAR, CODES), (FLOWAR, LATENTS)]
-GENERATORS = pytest.mark.parametrize(("generator", "tokenizer"), PAIRS, ids=["var", "flowar"])
+KINDS = {"codes": CODES, "latents": LATENTS, "grid": GRID}
+TOKENIZERS = pytest.mark.parametrize("tokenizer", KINDS.values(), ids=KINDS)
+PAIRS = [(VAR, CODES), (FLOWAR, LATENTS), (RASTER, GRID)]
+GENERATORS = pytest.mark.parametrize(
+    ("generator", "tokenizer"), PAIRS, ids=["var", "flowar", "raster"]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -143,7 +157,7 @@ def doubled(short: dict[str, Words], tmp_path_factory: pytest.TempPathFactory) -
     return folder
 
 
-@pytest.mark.parametrize("kind", ["codes", "latents", "var", "flowar"])
+@pytest.mark.parametrize("kind", ["codes", "latents", "var", "flowar", "raster"])
 def test_two_processes_take_the_steps_of_one(
     doubled: Path, short: dict[str, Words], tmp_path: Path, kind: str
 ) -> None:

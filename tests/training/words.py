@@ -18,7 +18,6 @@ from var.scripts.train import main
 Words = tuple[str, ...]
 
 TRAINER = (
-    "schedule=[1,2,4]",
     "trainer.batch_size=8",
     "trainer.steps=6",
     "trainer.rate=2e-3",
@@ -28,6 +27,8 @@ TRAINER = (
     "trainer.checkpoint_every=3",
     "trainer.cpu=true",
 )
+SCALES = ("schedule=[1,2,4]", *TRAINER)
+CELLS = ("schedule={raster:4}", *TRAINER)
 CODES = (
     "experiment=digits-tokenizer",
     "name=run",
@@ -36,7 +37,19 @@ CODES = (
     "tokenizer.width=8",
     "tokenizer.groups=4",
     "task.revive=2",
-    *TRAINER,
+    *SCALES,
+)
+GRID = (
+    "name=run",
+    "tokenizer=vq",
+    "tokenizer.vocabulary=16",
+    "tokenizer.channels=4",
+    "tokenizer.inner=4",
+    "tokenizer.width=8",
+    "tokenizer.groups=4",
+    "tokenizer.entropy=0.1",
+    "task.revive=2",
+    *CELLS,
 )
 LATENTS = (
     "name=run",
@@ -44,7 +57,7 @@ LATENTS = (
     "task=kl",
     "tokenizer.vae.block_out_channels=[8,8,8]",
     "tokenizer.vae.norm_num_groups=4",
-    *TRAINER,
+    *SCALES,
 )
 VAR = (
     "experiment=digits-var",
@@ -53,7 +66,7 @@ VAR = (
     "backbone.width=16",
     "backbone.heads=2",
     "backbone.drop=0",
-    *TRAINER,
+    *SCALES,
 )
 FLOWAR = (
     "name=flowar",
@@ -67,7 +80,18 @@ FLOWAR = (
     "backbone.head_width=16",
     "backbone.drop=0",
     "backbone.attention_drop=0",
-    *TRAINER,
+    *SCALES,
+)
+RASTER = (
+    "name=raster",
+    "tokenizer=trained",
+    "backbone=raster",
+    "backbone.depth=1",
+    "backbone.width=16",
+    "backbone.heads=2",
+    "backbone.drop=0",
+    "backbone.token_drop=0",
+    *CELLS,
 )
 
 
