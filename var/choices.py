@@ -20,6 +20,8 @@ from var.cache.scale_select import Selection
 from var.cache.static import Static
 from var.decoding.base import Decoding
 from var.decoding.collaborative import Collaborative
+from var.decoding.jacobi import Jacobi
+from var.decoding.jacobi_published import PublishedJacobi
 from var.decoding.sequential import Sequential
 from var.errors import UserError
 from var.recipe import check_keys
@@ -65,9 +67,15 @@ def scale(
         score: logits or weights.
 
     Raises:
-        UserError: a setting is out of range; a file cannot be read or is for another ladder; when
-            the cache is made: no file is for a model of that many layers.
+        UserError: the model decides no scales; a setting is out of range; a file cannot be read or
+            is for another ladder; when the cache is made: no file is for a model of that many
+            layers.
     """
+    if pipe.schedule.is_raster:
+        raise UserError(
+            "cache scale keeps parts of whole scales, and this model decides single cells: "
+            "use cache=static or cache=dense"
+        )
     try:
         Selection(window=window, pool=pool, width=width, score=score)
         share = 0.1 if budget is None else budget
@@ -140,6 +148,59 @@ def collaborative(pipe: Pipeline, *, closer: str, switch: int) -> Decoding:
     return Collaborative(pipe.model, pipe.companion(str(closer)).model, switch)
 
 
+def jacobi(
+    pipe: Pipeline,
+    *,
+    window: int = 16,
+    guess: str = "random",
+    test: str = "speculative",
+    together: bool = False,
+) -> Decoding:
+    """Return the decoding in which several tokens are guessed, and tested, at a time (SJD).
+
+    Args:
+        pipe: of the model.
+        window: see `var.decoding.jacobi.Jacobi`, as the others.
+        guess: random, left, above, sampled or likeliest.
+        test: speculative or match.
+        together: let no image of a batch go ahead of the slowest one.
+
+    Raises:
+        UserError: a setting is out of range, or the model's tokens are no codes.
+    """
+    return Jacobi(pipe.model, window, guess, test, together)
+
+
+def jacobi_published(
+    pipe: Pipeline,
+    *,
+    window: int = 16,
+    first: int = 1,
+    last: int | None = None,
+    top_k: int = 0,
+    top_p: float = 0.0,
+    test: str = "speculative",
+) -> Decoding:
+    """Return that decoding as it was released, which is not exact in batches and with top-p.
+
+    Args:
+        pipe: of the model.
+        window: see `var.decoding.jacobi_published.PublishedJacobi`, as the others.
+        first: tokens before windows open.
+        last: tokens before they close; None: so many that the last one ends the image.
+        top_k: of the second filter.
+        top_p: likewise.
+        test: speculative or match.
+
+    Raises:
+        UserError: see `jacobi`.
+    """
+    end = len(pipe.schedule) - window - 2 if last is None else last
+    return PublishedJacobi(
+        pipe.model, window, first=first, last=end, top_k=top_k, top_p=top_p, test=test
+    )
+
+
 def recommended(pipe: Pipeline) -> Decoding:
     """Return the decoding that the run recommends, `sequential` if it does not say."""
     return decoding(pipe, None)
@@ -153,6 +214,8 @@ CACHES: dict[str, Callable[..., CacheKind]] = {
 
 DECODINGS: dict[str, Callable[..., Decoding]] = {
     "collaborative": collaborative,
+    "jacobi": jacobi,
+    "jacobi_published": jacobi_published,
     "sequential": sequential,
 }
 

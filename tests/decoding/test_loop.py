@@ -2,18 +2,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from tests import tiny
 from tests.tiny import Family, same
+from var.condition import Condition
 from var.decoding.loop import decide, generate
 from var.decoding.sequential import Sequential
 from var.random import Rng
-from var.sampling import Condition, Sampling
+from var.sampling import Sampling
 from var.tokenizers.tokenizer import Canvas
 
-SCHEDULE = tiny.SCHEDULE
 VAR = tiny.FAMILIES["var"]
 
 
@@ -39,7 +40,8 @@ def condition(rows: int = 3) -> Condition:
 def run(
     family: Family, decoding: Sequential, sampling: Sampling, rng: Rng | None, rows: int = 3
 ) -> Iterator[Canvas]:
-    return decide(family.tokenizer(), SCHEDULE, condition(rows), decoding, sampling, rng)
+    schedule = decoding.model.schedule
+    return decide(family.tokenizer(), schedule, condition(rows), decoding, sampling, rng)
 
 
 @tiny.samplings
@@ -48,9 +50,13 @@ def test_what_is_read_in_sampling_is_what_is_read_in_training(
 ) -> None:
     decoding = Listening(family.model())
     *_, canvas = run(family, decoding, sampling, Rng.batch(0, 3))
-    written = family.tokenizer().blank(3, SCHEDULE).write(*decoding.tokens)
-    teacher = sampling.guide(0).spread(written.read(SCHEDULE[:]))
-    torch.testing.assert_close(torch.cat(decoding.inputs, dim=1), teacher)
+    schedule = family.schedule
+    written = family.tokenizer().blank(3, schedule).write(*decoding.tokens)
+    for k, shown in enumerate(decoding.inputs):
+        span = schedule[k : k + 1]
+        teacher = sampling.guide_over(span).spread(written.read(schedule[:]))
+        torch.testing.assert_close(shown, teacher[:, span.positions])
+    assert len(decoding.inputs) == len(schedule)
     torch.testing.assert_close(canvas.latent, written.latent)
 
 
@@ -62,15 +68,15 @@ def test_a_batch_of_eight_is_eight_batches_of_one(family: Family) -> None:
     for i in range(8):
         alone = Listening(model)
         one = Condition(condition(8).labels[i : i + 1])
-        list(decide(tokenizer, SCHEDULE, one, alone, sampling, Rng([10 + i])))
+        list(decide(tokenizer, model.schedule, one, alone, sampling, Rng([10 + i])))
         same([group[i : i + 1] for group in together.tokens], alone.tokens)
 
 
 @tiny.families
 def test_each_turn_yields_a_canvas_with_one_more_group(family: Family) -> None:
     canvases = list(run(family, Sequential(family.model()), family.plain, Rng.batch(0, 3)))
-    assert [canvas.done for canvas in canvases] == [1, 2, 3, 4]
-    views = [canvas.read(SCHEDULE[:1]) for canvas in canvases]
+    assert [canvas.done for canvas in canvases] == list(range(1, len(family.schedule) + 1))
+    views = [canvas.read(family.schedule[:1]) for canvas in canvases]
     assert all(torch.equal(view, views[0]) for view in views), "canvases are immutable"
 
 
@@ -87,12 +93,14 @@ def test_seeds_decide_and_nothing_else(family: Family) -> None:
     assert not torch.allclose(first.latent, other.latent, atol=1e-3)
 
 
-def test_without_streams_every_token_is_the_most_likely() -> None:
-    model = tiny.model()
+@pytest.mark.parametrize("name", ["var", "raster"])
+def test_without_streams_every_token_is_the_most_likely(name: str) -> None:
+    family = tiny.FAMILIES[name]
+    model, span = family.model(), family.schedule[:]
     decoding = Listening(model)
-    *_, canvas = run(VAR, decoding, Sampling(), rng=None)
-    h = model(canvas.read(SCHEDULE[:]), SCHEDULE[:], condition())
-    logits = model.head(h, SCHEDULE[:], Sampling().guide(0)).logits
+    *_, canvas = run(family, decoding, Sampling(), rng=None)
+    h = model(canvas.read(span), span, condition())
+    logits = model.head(h, span, Sampling().guide(0)).logits
     assert torch.equal(torch.cat(decoding.tokens, dim=1), logits.argmax(dim=-1))
 
 
@@ -133,7 +141,7 @@ def test_a_run_can_go_on_from_a_canvas(family: Family) -> None:
     # Other images, of which nothing may be left.
     list(run(family, decoding, family.plain, Rng.batch(3, 3)))
     begun = canvases[1]
-    rest = decide(family.tokenizer(), SCHEDULE, condition(), decoding, greedy, canvas=begun)
+    rest = decide(family.tokenizer(), family.schedule, condition(), decoding, greedy, canvas=begun)
     *_, last = rest
     same(last.latent, canvases[-1].latent)
 
@@ -163,5 +171,5 @@ def test_generate_decodes_the_last_canvas(family: Family) -> None:
 
     decoding, sampling = Sequential(family.model()), family.plain
     *_, canvas = run(family, decoding, sampling, Rng.batch(0, 3))
-    image = generate(Naked(), SCHEDULE, condition(), decoding, sampling, Rng.batch(0, 3))
+    image = generate(Naked(), family.schedule, condition(), decoding, sampling, Rng.batch(0, 3))
     assert torch.equal(image, canvas.latent)

@@ -254,6 +254,7 @@ def accept_batch(case: Case) -> None:
         ahead=0,
         slots=window,
         tokens=tokens,
+        places=window,
         laws=torch.cat([x["q"][:, 1:], torch.zeros_like(x["q"][:, :1])], dim=1),
     )
     uniform = torch.zeros(batch, 4, window)
