@@ -114,8 +114,12 @@ def observe(options: Options, pipe: Pipeline) -> Tensor:
     """Return the attention selectivity index (layers, K - 1) while images are drawn.
 
     Raises:
-        UserError: no such label, or the schedule has a single group.
+        UserError: no such label, or the schedule has a single group, or no scales.
     """
+    if pipe.schedule.is_raster:
+        raise UserError(
+            f"{options.model} decides single cells: budgets are for models that decide whole scales"
+        )
     if len(pipe.schedule) < 2:
         raise UserError(f"{options.model} decides images in one group: it has no cache to compress")
     ids = labels(options, pipe)

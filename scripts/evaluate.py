@@ -18,6 +18,7 @@ import var
 from var.atomic import write
 from var.bench.stopwatch import finisher
 from var.data.images import ImageData, check_pixels, crop_fashion_mnist
+from var.decoding.counted import Counted
 from var.devices import parse_device, parse_precision
 from var.errors import UserError
 from var.metrics.features import SmallClassifier
@@ -72,12 +73,13 @@ def reconstructions(
     """Return PSNR, usage and perplexity per scale, and the Frechet distance of reconstructions."""
     tokenizer, schedule = pipe.tokenizer, pipe.schedule
     vocabulary = tokenizer.terms.get("vocabulary", 0)  # none: continuous
-    counts = torch.zeros(len(schedule), vocabulary, device=pipe.device)
+    scales = 1 if schedule.is_raster else len(schedule)
+    counts = torch.zeros(scales, vocabulary, device=pipe.device)
     fidelity, likeness = psnr().to(pipe.device), Likeness(network, crop_fashion_mnist)
     for image in real_images(data, cfg.batch_size, pipe.device):
         tokens = tokenizer.encode(image, schedule)
         if vocabulary:
-            counts += count_codes(tokens, vocabulary)
+            counts += count_codes([torch.cat(tokens, 1)] if scales == 1 else tokens, vocabulary)
         again = tokenizer.decode(tokenizer.blank(len(image), schedule).write(*tokens))
         fidelity.update(again, image)
         likeness.real([image])
@@ -110,11 +112,12 @@ def samples(
     ids = [label for label in range(pipe.class_count) for _ in range(cfg.number)]
     seeds, done, timed, seconds = range(cfg.seed, cfg.seed + len(ids)), 0, 0, 0.0
     finish = finisher(pipe.device)
+    decoding, count = Counted(made(cfg.decoding)(pipe)), 0
     batches = pipe.batches(
         ids,
         seeds,
         sampling=sampling,
-        decoding=made(cfg.decoding)(pipe),
+        decoding=decoding,
         cache=made(cfg.cache)(pipe),
         batch_size=cfg.batch_size,
         progress=True,
@@ -123,12 +126,17 @@ def samples(
         start = perf_counter()
         images = next(batches)[:, -1]
         finish()
+        count += 1
         if done or len(images) == len(ids):  # the first of several pays for warming up
             seconds, timed = seconds + perf_counter() - start, timed + len(images)
         label = torch.tensor(ids[done : done + len(images)], device=pipe.device)
         likeness.fake(images, label)
         done += len(images)
-    figures = {**likeness.report(), "images_per_second": round(timed / seconds, 2)}
+    pace = {
+        "images_per_second": round(timed / seconds, 2),
+        "calls_per_batch": round(decoding.turns / count, 2),
+    }
+    figures = {**likeness.report(), **pace}
     return {"images": len(ids), "seed": cfg.seed, "sampling": vars(sampling), **figures}
 
 

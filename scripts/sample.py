@@ -158,10 +158,11 @@ class Job:
 
     def _common(self) -> dict[str, Any]:
         options, heeded = self.options, self.pipe.model.head.heeds
+        sampling = {name: value for name, value in asdict(self.sampling).items() if name in heeded}
         return {
             "version": var.__version__,
             "model": options.model,
-            "sampling": {k: v for k, v in asdict(self.sampling).items() if k in heeded},
+            "sampling": {name: value for name, value in sampling.items() if value is not None},
             "precision": precision_name(self.pipe.dtype),
             "decoding": self._choice(),
             "cache": chosen(options.cache),

@@ -133,3 +133,11 @@ def test_a_tokenizer_is_no_companion(tiny_run: Run, tmp_path: Path) -> None:
     store.save(tmp_path, Run(replace(tiny_run.recipe, backbone=None), tiny_run.tokenizer))
     with pytest.raises(UserError, match="is a tokenizer without a generator"):
         Pipeline(tiny_run).companion(str(tmp_path))
+
+
+@pytest.mark.parametrize("choice", ["scale", {"name": "scale", "budget": 0.5}])
+def test_a_model_of_single_cells_keeps_no_parts_of_scales(choice: Any) -> None:
+    pipe = Pipeline(make_run(family="raster"))
+    with pytest.raises(UserError, match="this model decides single cells: use cache=static or"):
+        pipe([0], cache=choice)
+    assert torch.equal(pipe([0], cache="dense"), pipe([0], cache="static"))

@@ -9,7 +9,8 @@ import torch
 from tests.conftest import make_run
 from tests.data.drawing import Drawing
 from var.data.images import TensorImages
-from var.data.latents import Index, fingerprint, latents
+from var.data.index import Index
+from var.data.latents import fingerprint, latents
 from var.devices import share
 from var.encoding import Encoder, Folder, number_type
 from var.errors import UserError

@@ -10,14 +10,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from var.condition import Condition as Condition
     from var.decoding.collaborative import Collaborative as Collaborative
+    from var.decoding.jacobi import Jacobi as Jacobi
     from var.decoding.loop import decide as decide
     from var.decoding.loop import generate as generate
     from var.decoding.sequential import Sequential as Sequential
     from var.errors import UserError as UserError
     from var.pipeline import Pipeline as Pipeline
     from var.pipeline import load as load
-    from var.sampling import Condition as Condition
     from var.sampling import Sampling as Sampling
     from var.schedule import Schedule as Schedule
 
@@ -26,7 +27,8 @@ __version__ = "0.1.0"
 # Imported on first use: a command's `--help` need not wait for all of them.
 _HOMES = {
     "Collaborative": "var.decoding.collaborative",
-    "Condition": "var.sampling",
+    "Condition": "var.condition",
+    "Jacobi": "var.decoding.jacobi",
     "Pipeline": "var.pipeline",
     "Sampling": "var.sampling",
     "Schedule": "var.schedule",

@@ -12,12 +12,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from var.cache.base import CacheKind
+from var.condition import Condition
 from var.decoding.base import Decoding
 from var.decoding.loop import decide
 from var.devices import is_out_of_memory
 from var.errors import UserError
 from var.random import Rng
-from var.sampling import Condition, Sampling
+from var.sampling import Sampling
 from var.schedule import Schedule
 from var.tokenizers.tokenizer import Canvas, Tokenizer
 
@@ -47,12 +48,17 @@ class Drawing:
     steps: bool = False
 
     def batches(
-        self, ids: Sequence[int], seeds: Sequence[int], *, batch_size: int, progress: bool
+        self,
+        ids: Sequence[int] | Condition,
+        seeds: Sequence[int],
+        *,
+        batch_size: int,
+        progress: bool,
     ) -> Iterator[Tensor]:
         """Yield images (b, S, 3, H, W) in [0, 1]; S is the number of turns with `steps`, else 1.
 
         Args:
-            ids: class id of each image, -1 for none.
+            ids: class id of each image, -1 for none; or what each shall show.
             seeds: random stream of each image, 0 or more.
             batch_size: images at a time; halved as often as needed when memory runs out.
             progress: show a bar.
@@ -64,6 +70,8 @@ class Drawing:
             raise UserError(f"batch_size must be 1 or more, got {batch_size}")
         if min(seeds, default=0) < 0:
             raise UserError(f"seeds must be 0 or more, got {min(seeds)}")
+        if not isinstance(ids, Condition):
+            ids = Condition(torch.tensor(ids, dtype=torch.int64))
         done, groups = 0, len(self.schedule)
         with tqdm(total=len(ids) * groups, disable=not progress, unit="map") as bar:
             while done < len(ids):
@@ -77,10 +85,10 @@ class Drawing:
                 bar.set_postfix_str(f"{done} of {len(ids)} images")
                 yield images
 
-    def _attempt(self, ids: Sequence[int], seeds: Sequence[int], bar: tqdm[Any]) -> Tensor | None:
+    def _attempt(self, given: Condition, seeds: Sequence[int], bar: tqdm[Any]) -> Tensor | None:
         frames: list[Tensor] = []
         try:
-            for canvas in self._canvases(ids, seeds, bar):
+            for canvas in self._canvases(given, seeds, bar):
                 if self.steps or canvas.done == len(self.schedule):
                     with torch.inference_mode():
                         frames.append(self.tokenizer.decode(canvas).float())
@@ -92,10 +100,8 @@ class Drawing:
             return None  # and let go of everything that the failure held
         return torch.stack(frames, dim=1)
 
-    def _canvases(
-        self, ids: Sequence[int], seeds: Sequence[int], bar: tqdm[Any]
-    ) -> Iterator[Canvas]:
-        condition = Condition(torch.tensor(ids, dtype=torch.int64, device=self.device))
+    def _canvases(self, given: Condition, seeds: Sequence[int], bar: tqdm[Any]) -> Iterator[Canvas]:
+        condition = given.to(self.device)
         rng, done = Rng(seeds, self.device), 0
         for canvas in decide(
             self.tokenizer,
@@ -106,7 +112,7 @@ class Drawing:
             rng,
             cache=self.cache,
         ):
-            bar.update(len(ids) * (canvas.done - done))
+            bar.update(len(given) * (canvas.done - done))
             done = canvas.done
             yield canvas
 

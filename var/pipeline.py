@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from var import choices, fast, hub, store
+from var.condition import Condition
 from var.decoding.loop import decide
 from var.drawing import Drawing
 from var.errors import UserError
@@ -22,7 +23,7 @@ from var.heads.base import check_settings
 from var.labels import Label, class_ids
 from var.models.base import Backbone
 from var.random import Rng
-from var.sampling import Condition, Sampling, Settings
+from var.sampling import Sampling, Settings
 from var.schedule import Schedule
 from var.store import Run
 from var.tokenizers.tokenizer import Canvas, Tokenizer
@@ -106,7 +107,7 @@ class Pipeline:
     @property
     def class_count(self) -> int:
         """Number of classes."""
-        return int((self.run.recipe.backbone or {}).get("classes", len(self.classes)))
+        return int((self.run.recipe.backbone or {}).get("classes") or len(self.classes))
 
     @property
     def device(self) -> torch.device:
@@ -148,7 +149,7 @@ class Pipeline:
             UserError: a setting means nothing to this model, or a list is of the wrong length.
         """
         given = {k: value for k, value in changes.items() if value is not None}
-        sampling = replace(self.run.recipe.sampling, **cast(dict[str, Any], given))
+        sampling = replace(self.run.recipe.sampling, **cast(Any, given))
         try:
             sampling.check(len(self.schedule))
         except ValueError as error:
@@ -167,9 +168,15 @@ class Pipeline:
         each = cast(Iterable[Label], labels if several else [labels])
         return class_ids(each, classes=self.classes, count=self.class_count)
 
+    def condition(self, labels: Iterable[Label] | Label | Condition) -> Condition:
+        """Return the condition of labels, see `ids`, on the device; or the one that is given."""
+        if not isinstance(labels, Condition):
+            labels = Condition(torch.tensor(self.ids(labels), dtype=torch.int64))
+        return labels.to(self.device)
+
     def __call__(
         self,
-        labels: Iterable[Label] | Label = None,
+        labels: Iterable[Label] | Label | Condition = None,
         *,
         seed: int = 0,
         number: int = 1,
@@ -185,14 +192,13 @@ class Pipeline:
         it, on `batch_size`, or on how many there are.
 
         Args:
-            labels: classes as ids or names; None and -1 stand for none.
+            labels: classes as ids or names; None and -1 stand for none. Or a condition.
             seed: of the first image, 0 or more.
             number: images per label, next to each other.
             decoding: who predicts and what is kept: a name (`var.choices.DECODINGS`), a mapping of
                 its `name` and settings, or a decoding; by default what the run recommends.
-            cache: what the decoding remembers with: a name (`var.choices.CACHES`), a mapping of its
-                `name` and settings, or what makes one (`CacheKind`); by default what suits the
-                model.
+            cache: what the decoding remembers with, likewise (`var.choices.CACHES`), or what makes
+                one (`CacheKind`); by default what suits the model.
             batch_size: images at a time; halved as often as needed when memory runs out.
             progress: show a bar over all groups of all images.
             settings: see `Sampling`; by default what the run recommends.
@@ -202,12 +208,12 @@ class Pipeline:
                 single image.
             ValueError: a setting is out of range.
         """
-        ids = [label for label in self.ids(labels) for _ in range(number)]
-        if not ids:
+        condition = self.condition(labels).each(number)
+        if not len(condition):
             raise UserError("there is nothing to draw: no labels, or none of each")
         images = self.batches(
-            ids,
-            range(seed, seed + len(ids)),
+            condition,
+            range(seed, seed + len(condition)),
             sampling=self.settings(**settings),
             decoding=decoding,
             cache=cache,
@@ -218,25 +224,21 @@ class Pipeline:
 
     def steps(
         self,
-        labels: Iterable[Label] | Label = None,
+        labels: Iterable[Label] | Label | Condition = None,
         *,
         seed: int = 0,
         decoding: choices.Choice = None,
         cache: choices.CacheChoice = None,
         **settings: Unpack[Settings],
     ) -> Iterator[Canvas]:
-        """Yield the canvas of one batch after each turn, coarse to fine; `decode` shows it.
-
-        The arguments are those of a call.
-        """
-        ids = self.ids(labels)
+        """Yield the canvas of one batch after each turn, as `decode` shows it; see a call."""
         return decide(
             self.tokenizer,
             self.schedule,
-            Condition(torch.tensor(ids, dtype=torch.int64, device=self.device)),
+            condition := self.condition(labels),
             choices.decoding(self, decoding),
             self.settings(**settings),
-            Rng.batch(seed, len(ids), self.device),
+            Rng.batch(seed, len(condition), self.device),
             cache=choices.cache(self, cache),
         )
 
@@ -247,7 +249,7 @@ class Pipeline:
 
     def batches(
         self,
-        ids: Sequence[int],
+        ids: Sequence[int] | Condition,
         seeds: Sequence[int],
         *,
         sampling: Sampling,
@@ -260,13 +262,9 @@ class Pipeline:
         """Yield images (b, S, 3, H, W) batch by batch: for more of them than memory holds.
 
         Args:
-            ids: class id of each image, -1 for none.
+            ids: class id of each image, -1 for none; or a condition.
             seeds: random stream of each image, each 0 or more.
-            sampling: how tokens are drawn.
-            decoding: see a call.
-            cache: see a call.
-            batch_size: images at a time, at most.
-            progress: show a bar.
+            sampling, decoding, cache, batch_size, progress: see `settings` and a call.
             steps: show each image after every turn, S of them, instead of the last only, S = 1.
 
         Raises:

@@ -23,8 +23,11 @@ SAMPLINGS = [
     Sampling(guidance=0.0, temperature=0.7, top_p=0.5, temper_last=True),
     Sampling(guidance=(0.5, 3.0), temperature=1.3, top_k=20),
 ]
-
-
+RASTERS = [
+    *SAMPLINGS,
+    Sampling(guidance=(3.0, 2.0), guided_groups=5, temperature=0.9),
+    Sampling(guidance=(3.0, 2.0), guided_groups=0),
+]
 FLOWS = [
     Sampling(guidance=2.0, steps=3),
     Sampling(guidance=0.0, steps=2, solver="heun"),
@@ -122,6 +125,37 @@ def test_the_naive_way_follows_a_flow_to_the_same_place(
     torch.testing.assert_close(tokens, plain_tokens, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(images, plain_images, rtol=0, atol=1e-4)
     assert tokens.std() > 0.1
+
+
+@pytest.mark.parametrize("tiny_run", ["raster"], indirect=True)
+@pytest.mark.parametrize("sampling", RASTERS)
+@pytest.mark.parametrize("greedy", [False, True])
+def test_the_naive_way_reads_token_after_token_to_the_same_end(
+    make_row: MakeRow, tiny_run: Run, sampling: Sampling, greedy: bool
+) -> None:
+    row = make_row(sampling=sampling, greedy=greedy, batch=3)
+    images, tokens = drawn(row)
+    plain_images, plain_tokens = drawn(naive_row(row, tiny_run))
+    assert torch.equal(tokens, plain_tokens) and len(tokens.unique()) > 5
+    torch.testing.assert_close(images, plain_images, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("tiny_run", ["raster"], indirect=True)
+def test_the_null_half_is_computed_to_the_end_in_a_room_for_everything(
+    make_row: MakeRow, tiny_run: Run
+) -> None:
+    row = make_row(sampling=Sampling(guidance=(2.0, 2.0), guided_groups=5), batch=3)
+    row = naive_row(row, tiny_run)
+    assert isinstance(row.subject, Combination) and row.subject.pipe.run.model is not None
+    rows: list[int] = []
+    row.subject.pipe.run.model.model.model.blocks[0].mlp.register_forward_hook(
+        lambda *args: rows.append(len(args[2]))
+    )
+    watch = Stopwatch()
+    row.draw(watch)
+    assert rows == [6] * 16
+    # two layers, keys and values, 6 rows, 16 positions, width 32, 4 bytes each
+    assert watch.cached == 2 * 2 * 6 * 16 * 32 * 4
 
 
 def test_what_has_no_naive_way_is_refused(tiny_run: Run) -> None:

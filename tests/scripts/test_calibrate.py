@@ -9,8 +9,10 @@ import torch
 from hydra import compose, initialize_config_module
 
 import var
+from tests.conftest import make_run
 from tests.scripts.options import option_names
 from var import store
+from var.errors import UserError
 from var.scripts import sample
 from var.scripts.calibrate import labels, main
 
@@ -54,6 +56,13 @@ def test_a_run_folder_gets_a_budget_and_samples_with_it(run_folder: Path, place:
         words = [f"model={run_folder}", "cache=scale", "cache.budget=again/b.yaml", "device=cpu"]
         sample.main(compose("sample", overrides=[*words, "progress=false"]))
     assert Path("samples.png").is_file()
+
+
+def test_a_model_of_single_cells_has_no_budget(place: Path) -> None:
+    store.save(place / "cells", make_run(family="raster"))
+    with pytest.raises(UserError, match="cells decides single cells: budgets are for models that"):
+        run("model=cells")
+    assert not (place / "cells" / store.BUDGET).exists()
 
 
 def test_labels_are_drawn_by_the_seed_all_different_if_possible(run_folder: Path) -> None:

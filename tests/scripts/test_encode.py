@@ -14,6 +14,7 @@ from var import store
 from var.data.images import centre_crop
 from var.data.latents import Latents
 from var.errors import UserError
+from var.schedule import Schedule
 from var.scripts.encode import main
 from var.tokenizers.multiscale import MultiScaleVQ
 
@@ -105,6 +106,37 @@ def test_a_tokenizer_of_any_schedule_is_given_one(
         encode("schedule=[1,4]")
     monkeypatch.setattr(MultiScaleVQ, "any_schedule", True)
     assert encode("schedule=[1,4]").index.grids == ((1, 1), (4, 4))
+
+
+def test_a_raster_becomes_a_cache_of_its_one_grid(place: Path) -> None:
+    run = make_run(family="raster")
+    store.save(place / "cells", run)
+    cache = encode("tokenizer.run=cells", "batch_size=3")
+    text = (place / "cache/cache.yaml").read_text()
+    assert "grids:\n- [4, 4]\n" in text and "raster: true" in text
+    assert cache.index.schedule == run.recipe.schedule and cache.index.shape == (16,)
+    codes, tokenizer = cache.__getitems__([0, 3]).image, run.tokenizer
+    reader = cache.reader(tokenizer, Schedule.raster(4))  # type: ignore[arg-type]
+    assert [each.shape for each in reader.encode(codes, Schedule.raster(4))] == 16 * [(2, 1)]
+    with pytest.raises(UserError, match=r"a cache of other settings \(shape \(16,\), not \(21,\)"):
+        encode()
+
+
+@pytest.mark.parametrize(
+    ("family", "schedule", "message"),
+    [
+        ("raster", "[1,2,4]", r"cell by cell, not by scales .*: say schedule=\{raster: 4\}"),
+        ("flowar", "{raster:4}", r"schedule=\{'raster': 4\} is not for this tokenizer, which mak"),
+        ("var", "{raster:4}", r"is not that of run, the grids \[\(1, 1\), .*leave it out"),
+    ],
+)
+def test_a_schedule_of_the_other_kind_is_refused(
+    place: Path, family: str, schedule: str, message: str
+) -> None:
+    store.save(place / "run", make_run(family=family))
+    with pytest.raises(UserError, match=message) as caught:
+        encode(f"schedule={schedule}")
+    assert "\n" not in str(caught.value) and not (place / "cache/cache.yaml").exists()
 
 
 FAULTS = {

@@ -15,14 +15,15 @@ from var.errors import UserError
 from var.heads.flow import Flow
 from var.heads.flow_net import FlowNet
 from var.published import CHECKPOINTS, blueprint
-from var.recipe import build, keywords, parse_sampling
+from var.recipe import build, keywords, parse_sampling, parse_schedule
 from var.sampling import Sampling
 from var.schedule import Schedule
 from var.scripts.command import check_complete, made
-from var.scripts.train import plain
+from var.scripts.train import geometry, plain
 from var.tokenizers.losses import Objective
 from var.training.kl import KLTask
 from var.training.loop import Settings
+from var.training.optim import published_rate
 from var.training.tokenizer import TokenizerTask
 
 FOLDER = Path(var.configs.__file__ or "").parent / "experiment"
@@ -62,8 +63,12 @@ def parameters(module: nn.Module) -> int:
 
 def backbone(cfg: DictConfig, **terms: int) -> nn.Module:
     """Return the backbone of an experiment on the meta device."""
-    spec = {**terms, "ladder": plain(cfg.schedule), **plain(cfg.backbone)}
-    return build(spec, "backbone")
+    place = geometry(plain(cfg.backbone), schedule(cfg))
+    return build({**terms, **place, **plain(cfg.backbone)}, "backbone")
+
+
+def schedule(cfg: DictConfig) -> Schedule:
+    return parse_schedule(plain(cfg.schedule), "schedule")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -78,8 +83,7 @@ def test_every_experiment_is_complete_but_for_the_place_of_its_data(name: str) -
 def test_every_experiment_has_settings_that_are_in_range(name: str) -> None:
     cfg = composed(name)
     assert isinstance(made(cfg.trainer), Settings)
-    schedule = Schedule.scales(plain(cfg.schedule))
-    parse_sampling(plain(cfg.sampling), "sampling").check(len(schedule))
+    parse_sampling(plain(cfg.sampling), "sampling").check(len(schedule(cfg)))
     assert cfg.trainer.warmup_steps < cfg.trainer.steps
 
 
@@ -88,16 +92,16 @@ def test_every_tokenizer_experiment_makes_a_tokenizer_for_its_images(name: str) 
     cfg = composed(name)
     if "_target_" not in cfg.tokenizer:
         return
-    spec, schedule = plain(cfg.tokenizer), Schedule.scales(plain(cfg.schedule))
+    spec = plain(cfg.tokenizer)
     if "scales" in keywords(spec, "tokenizer"):
-        spec["scales"] = len(schedule)
+        spec["scales"] = len(schedule(cfg))
     tokenizer: Any = build(spec, "tokenizer")
     side = SIZES[data_name(cfg)] // tokenizer.factor
-    assert schedule.grids[-1] == (side, side)
+    assert schedule(cfg).grids[-1] == (side, side)
     task = made(cfg.task)(
         tokenizer=tokenizer,
         objective=Objective(made(cfg.objective)),
-        schedule=schedule,
+        schedule=schedule(cfg),
         sample=torch.zeros(1, 3, 8, 8),
     )
     assert type(task) is (KLTask if "vae" in spec else TokenizerTask)
@@ -121,7 +125,7 @@ def test_the_published_experiments_make_the_published_models(name: str) -> None:
     model = backbone(cfg, channels=16, classes=1000)
     assert parameters(model) == checkpoint.parameters
     parts = blueprint(name)
-    assert parts.schedule == Schedule.scales(plain(cfg.schedule))
+    assert parts.schedule == schedule(cfg)
     assert parts.model_spec is not None
     ours = {"channels": 16, "classes": 1000, **plain(cfg.backbone)}
     theirs = {**parts.model_spec, "ladder": None, "decoder_heads": None, "mlp_ratio": None}
@@ -170,6 +174,63 @@ def test_larger_ones_change_nothing_but_sizes_memory_and_guidance(name: str) -> 
     assert composed(name, "trainer.batch_size=64").trainer.batch_size == 64
     on_cache = composed(name, "data=latents")
     assert data_name(on_cache) == "latents" and on_cache.name == name
+
+
+LLAMAGEN = ["llamagen-b", "llamagen-l", "llamagen-xl", "llamagen-xxl", "llamagen-3b"]
+
+
+@pytest.mark.parametrize("name", LLAMAGEN)
+def test_the_published_rasters_are_made_trained_and_sampled_as_published(name: str) -> None:
+    cfg, checkpoint, parts = composed(name), CHECKPOINTS[name], blueprint(name)
+    assert parameters(backbone(cfg, vocabulary=16384, classes=1000)) == checkpoint.parameters
+    assert parts.schedule == schedule(cfg) and cfg.data.size == checkpoint.size
+    tokenizer: Any = build(blueprint(cfg.tokenizer.run).tokenizer_spec or {}, "tokenizer")
+    assert tokenizer.factor * schedule(cfg).grids[0][0] == checkpoint.size
+    theirs = {key: parts.model_spec[key] for key in plain(cfg.backbone)}  # type: ignore[index]
+    assert theirs == plain(cfg.backbone)
+    assert parse_sampling(plain(cfg.sampling), "sampling") == Sampling(**checkpoint.sampling)
+    trainer: Settings = made(cfg.trainer)
+    assert trainer.steps == round(300 * IMAGENET / trainer.batch_size)
+    rates = {rate(trainer, step) for step in (0, 1, trainer.steps // 2, trainer.steps - 1)}
+    assert rates == {1e-4} and trainer.weight_decay == trainer.weight_decay_end == 0.05
+    assert (trainer.batch_size, tuple(trainer.betas), trainer.clip) == (256, (0.9, 0.95), 1.0)
+    assert (cfg.drop_label, cfg.backbone.token_drop, cfg.backbone.drop) == (0.1, 0.1, 0.1)
+    assert data_name(composed(name, "data=latents")) == "latents"
+
+
+def rate(trainer: Settings, step: int) -> float:
+    return published_rate(
+        step,
+        kind=trainer.rate_kind,
+        peak=trainer.rate,
+        warmup_steps=trainer.warmup_steps,
+        warmup_start=trainer.warmup_start,
+        total_steps=trainer.steps,
+        final=trainer.final_rate,
+    )
+
+
+@pytest.mark.parametrize(
+    ("backbone", "words", "message"),
+    [
+        ("raster", [1, 2, 4], r"Raster decides single cells, but schedule=\[1, 2, 4\] is a ladder "
+         r"of scales: use schedule=\{raster:4\}"),
+        ("var", {"raster": 4}, r"VAR decides whole scales, but schedule=\{'raster': 4\} is of "
+         r"single cells: use a ladder, .* or backbone=raster"),
+        ("flowar", {"raster": [2, 3]}, r"FlowAR decides whole scales"),
+    ],
+)  # fmt: skip
+def test_a_schedule_of_the_other_kind_is_refused(backbone: str, words: Any, message: str) -> None:
+    spec = plain(composed("fashion-var", f"backbone={backbone}").backbone)
+    with pytest.raises(UserError, match=message) as caught:
+        geometry(spec, parse_schedule(words, "schedule"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_raster_may_be_wider_than_high() -> None:
+    spec = plain(composed("llamagen-b").backbone)
+    assert geometry(spec, Schedule.raster((2, 3))) == {"grid": [2, 3]}
+    assert geometry(spec, Schedule.raster(4)) == {"grid": 4}
 
 
 def test_a_value_that_others_refer_to_is_asked_for_by_its_name() -> None:

@@ -17,6 +17,9 @@ from var.metrics.images import psnr
 
 Figures = Mapping[str, str | float | None]
 
+# More than any ladder has, fewer than tokens of an image.
+_MOST_GROUPS = 32
+
 _BASELINES = {
     "batch": lambda row: (row.batch,),
     "same": lambda row: (row.batch, row.model, row.precision),
@@ -54,10 +57,15 @@ def summary(
 
 
 def scales(results: Sequence[Result], choice: str = "batch") -> list[Figures]:
-    """Return the figures of each group of each row: times in ms, share of equal tokens."""
+    """Return the figures of each group of each row: times in ms, share of equal tokens.
+
+    Rows of images of many groups, single tokens, are left out.
+    """
     found: list[Figures] = []
     for result, base in zip(results, baselines(results, choice), strict=True):
         if result.fault or not result.watches:
+            continue
+        if max(group for _, group in result.watches[0].laps) >= _MOST_GROUPS:
             continue
         equal = agreement(result, base)
         for group in sorted({group for _, group in result.watches[0].laps}):
@@ -118,6 +126,7 @@ def _row(result: Result, base: Result, rates: Sequence[Rate]) -> Figures:
         figures[f"{stage} ms"] = _ms(own) if any(own) else None
         figures[f"{stage} ratio"] = ratio(theirs, own)
     known = [w for w in result.watches if w.tokens]
+    figures["calls"] = float(known[0].calls) if known else None
     figures["cache MB"] = max((w.cached for w in known), default=0) / 1e6 if known else None
     figures["peak MB"] = result.peak / 1e6
     equal = agreement(result, base)

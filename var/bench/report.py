@@ -20,7 +20,8 @@ is {baseline}. Stages are timed in runs of their own. `cache MB` is what the cac
 between two turns (dense and static ones hold the last group too, which nobody reads any more; scale
 lets it go), `peak MB` the most memory of an uncaptured run beyond what was there before it;
 `agreement` the share of the baseline's tokens that were drawn here too, `% of rate` the share of
-the best rate above of the row's number type (of all, where that is not known). Compiled rows on
+the best rate above of the row's number type (of all, where that is not known), `calls` the passes
+of a model in a run. Compiled rows on
 CUDA replay graphs where the cache is static and the decoding sequential: these stay in place."""
 _WHICH = {
     "batch": "the first one of the same batch",

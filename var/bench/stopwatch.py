@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from var.cache.base import Cache, CacheKind, nbytes
+from var.condition import Condition
 from var.decoding.base import Decoding, Turn
 from var.heads.base import Head, Prediction
 from var.models.base import Backbone
 from var.random import Rng
-from var.sampling import Condition, Guide, Sampling
+from var.sampling import Guide, Sampling
 from var.schedule import Schedule, Span
 from var.tokenizers.around import Wrapped
 from var.tokenizers.canvas import Around
@@ -51,6 +52,7 @@ class Stopwatch:
         laps: seconds of each stage at each group, (stage, group).
         tokens: what was settled, group by group.
         cached: most bytes that the caches held after any turn.
+        calls: number of turns, each of them one pass of a model.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Stopwatch:
         self.group = 0
         self.laps: dict[tuple[str, int], float] = defaultdict(float)
         self.tokens: list[Tensor] = []
-        self.cached = 0
+        self.cached, self.calls = 0, 0
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -188,10 +190,11 @@ class WatchedDecoding:
         """Forget the last run."""
         self._inner.begin(kind)
 
-    def propose(self, canvas: Canvas) -> Turn:
+    def propose(self, canvas: Canvas, rng: Rng | None) -> Turn:
         """Return the next turn, its reader watched."""
         self._watch.group = canvas.done
-        turn = self._inner.propose(canvas)
+        self._watch.calls += 1
+        turn = self._inner.propose(canvas, rng)
         return turn._replace(model=WatchedBackbone(turn.model, self._watch))
 
     def settle(self, prediction: Prediction, rng: Rng | None) -> list[Tensor]:

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from var import choices
 from var.bench.stopwatch import Stopwatch, WatchedDecoding, WatchedTokenizer
+from var.condition import Condition
 from var.decoding.loop import generate
 from var.errors import UserError
 from var.pipeline import Pipeline
 from var.random import Rng
-from var.sampling import Condition, Sampling
+from var.sampling import Sampling
 
 # Class ids, random seeds and a device to images (B, 3, H, W) in [0, 1].
 Function = Callable[[list[int], list[int], torch.device], Tensor]
