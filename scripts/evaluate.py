@@ -112,7 +112,7 @@ def samples(
     ids = [label for label in range(pipe.class_count) for _ in range(cfg.number)]
     seeds, done, timed, seconds = range(cfg.seed, cfg.seed + len(ids)), 0, 0, 0.0
     finish = finisher(pipe.device)
-    decoding, count = Counted(made(cfg.decoding)(pipe)), 0
+    decoding, calls = Counted(made(cfg.decoding)(pipe)), list[int]()
     batches = pipe.batches(
         ids,
         seeds,
@@ -126,7 +126,7 @@ def samples(
         start = perf_counter()
         images = next(batches)[:, -1]
         finish()
-        count += 1
+        calls.append(decoding.runs[-1])  # of several attempts, that which memory sufficed for
         if done or len(images) == len(ids):  # the first of several pays for warming up
             seconds, timed = seconds + perf_counter() - start, timed + len(images)
         label = torch.tensor(ids[done : done + len(images)], device=pipe.device)
@@ -134,7 +134,7 @@ def samples(
         done += len(images)
     pace = {
         "images_per_second": round(timed / seconds, 2),
-        "calls_per_batch": round(decoding.turns / count, 2),
+        "calls_per_batch": round(sum(calls) / len(calls), 2),
     }
     figures = {**likeness.report(), **pace}
     return {"images": len(ids), "seed": cfg.seed, "sampling": vars(sampling), **figures}

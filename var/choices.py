@@ -195,9 +195,8 @@ def jacobi_published(
     Raises:
         UserError: see `jacobi`.
     """
-    end = len(pipe.schedule) - window - 2 if last is None else last
     return PublishedJacobi(
-        pipe.model, window, first=first, last=end, top_k=top_k, top_p=top_p, test=test
+        pipe.model, window, first=first, last=last, top_k=top_k, top_p=top_p, test=test
     )
 
 

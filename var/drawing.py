@@ -73,7 +73,7 @@ class Drawing:
         if not isinstance(ids, Condition):
             ids = Condition(torch.tensor(ids, dtype=torch.int64))
         done, groups = 0, len(self.schedule)
-        with tqdm(total=len(ids) * groups, disable=not progress, unit="map") as bar:
+        with tqdm(total=len(ids) * groups, disable=not progress, unit="group") as bar:
             while done < len(ids):
                 part = slice(done, done + batch_size)
                 images = self._attempt(ids[part], seeds[part], bar)
@@ -120,7 +120,8 @@ class Drawing:
 def _halved(batch_size: int, device: torch.device) -> int:
     if batch_size == 1:
         raise UserError(
-            "out of memory for a single image: try precision=bf16, cache=scale, or a smaller model"
+            "out of memory for a single image: try precision=bf16, a smaller model, or, for models "
+            "of scales, cache=scale"
         )
     if device.type == "cuda":
         torch.cuda.empty_cache()

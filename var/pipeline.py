@@ -232,10 +232,11 @@ class Pipeline:
         **settings: Unpack[Settings],
     ) -> Iterator[Canvas]:
         """Yield the canvas of one batch after each turn, as `decode` shows it; see a call."""
+        condition = self.condition(labels)
         return decide(
             self.tokenizer,
             self.schedule,
-            condition := self.condition(labels),
+            condition,
             choices.decoding(self, decoding),
             self.settings(**settings),
             Rng.batch(seed, len(condition), self.device),

@@ -55,11 +55,11 @@ class Guide:
         return predict(h.chunk(self.rows)[0]) if self.scale == 1 else self(predict(h))
 
 
-# The same at every step of a window that moves: not copied to the device each time.
+# Copied without the host waiting: it is wanted in the middle of a step.
 @lru_cache(maxsize=64)
 def _column(scales: tuple[float, ...], device: torch.device) -> Tensor:
     with torch.inference_mode(False):
-        return torch.tensor(scales, device=device)[:, None]
+        return torch.tensor(scales).to(device, non_blocking=True)[:, None]
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ def test_groups_out_of_turn_are_refused(family: Family, kind: CacheKind) -> None
     x, condition = inputs(family, schedule)
     with pytest.raises(ValueError, match="starts at"):
         cache.advance(schedule[1:2])
-    with pytest.raises(ValueError, match="starts at scale 1, the model has read 0"):
+    with pytest.raises(ValueError, match="starts at group 1, the model has read 0"):
         model(x[:, schedule[1:2].positions], schedule[1:2], condition, cache)
 
 

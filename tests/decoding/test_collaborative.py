@@ -190,5 +190,5 @@ def test_what_is_kept_of_an_image_stays_through_the_switch(family: Family) -> No
 @tiny.families
 def test_models_of_other_schedules_are_refused(family: Family) -> None:
     other = family.model(**family.elsewhere)
-    with pytest.raises(ValueError, match="built for the ladder"):
+    with pytest.raises(ValueError, match="built for the schedule"):
         list(run(family, Collaborative(family.model(), other, 2), family.plain))

@@ -90,7 +90,7 @@ def test_labels_out_of_range_are_refused(family: Family, label: int) -> None:
 @pytest.mark.parametrize("ladder", [[1, 2, 4], [1, (4, 1), 3, 4]])
 def test_another_ladder_is_refused(family: Family, ladder: list) -> None:
     model, span = family.model(), Schedule.scales(ladder)[:]
-    with pytest.raises(ValueError, match="built for the ladder"):
+    with pytest.raises(ValueError, match="built for the schedule"):
         model(family.shown(2, len(span)), span, Condition(torch.tensor([0, 1])))
 
 

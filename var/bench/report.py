@@ -22,7 +22,7 @@ lets it go), `peak MB` the most memory of an uncaptured run beyond what was ther
 `agreement` the share of the baseline's tokens that were drawn here too, `% of rate` the share of
 the best rate above of the row's number type (of all, where that is not known), `calls` the passes
 of a model in a run. Compiled rows on
-CUDA replay graphs where the cache is static and the decoding sequential: these stay in place."""
+CUDA replay graphs where the cache is static and stays in place: not if a decoding gives it back."""
 _WHICH = {
     "batch": "the first one of the same batch",
     "same": "the first one of the same batch, model and precision",

@@ -59,9 +59,9 @@ class StaticMemory(Constants):
             self.forget()
 
     def place(self) -> tuple[int, ...]:
-        """Return the addresses of everything that is held, stale or not."""
+        """Return the addresses and shapes of everything that is held, stale or not."""
         held = {**self._stale, **self._known}.values()
-        return tuple(t.data_ptr() for t in (*self.tensors(), *held))
+        return tuple(n for t in (*self.tensors(), *held) for n in (t.data_ptr(), *t.shape))
 
     def tensors(self) -> Sequence[Tensor]:
         """Return the room."""
@@ -103,5 +103,5 @@ class Static(Plain):
         super().__init__([StaticMemory(groups) for _ in range(layers)])
 
     def place(self) -> tuple[int, ...]:
-        """Return the addresses of rooms and constants."""
+        """Return the addresses and shapes of rooms and constants."""
         return tuple(address for memory in self.layers for address in memory.place())

@@ -20,11 +20,11 @@ class Counted:
         decoding: the other one.
 
     Attributes:
-        turns: so many since this one was made.
+        runs: number of turns of each run so far.
     """
 
     def __init__(self, decoding: Decoding) -> None:
-        self.decoding, self.turns = decoding, 0
+        self.decoding, self.runs = decoding, list[int]()
 
     @property
     def caches(self) -> Sequence[Cache]:
@@ -33,11 +33,12 @@ class Counted:
 
     def begin(self, kind: CacheKind | None = None) -> None:
         """Forget the last run, but not its turns."""
+        self.runs.append(0)
         self.decoding.begin(kind)
 
     def propose(self, canvas: Canvas, rng: Rng | None) -> Turn:
         """Return the next turn."""
-        self.turns += 1
+        self.runs[-1] += 1
         return self.decoding.propose(canvas, rng)
 
     def settle(self, prediction: Prediction, rng: Rng | None) -> list[Tensor]:

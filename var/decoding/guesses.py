@@ -40,6 +40,10 @@ class Known:
         source = torch.minimum(cells - distance, self.count[:, None] - 1)
         return self.tokens.gather(1, source.clamp(min=0))
 
+    def behind(self, cells: Tensor) -> Tensor:
+        """Return which of the cells (B, L) bool have anything known before them."""
+        return cells & (self.count > 0)[:, None]
+
 
 # What is known, cells (B, L), uniform numbers (B, L) in [0, 1) and V to ids (B, L), the laws
 # (B, L, V) they are drawn from, and where there are any, (B, L) bool.
@@ -57,14 +61,14 @@ def random(known: Known, cells: Tensor, uniform: Tensor, vocabulary: int) -> Gue
 def left(known: Known, cells: Tensor, uniform: Tensor, vocabulary: int) -> Guess:
     """Repeat the cell on the left; there is none in the first column."""
     ids = known.back(cells, 1)
-    return ids, point(ids, vocabulary), cells % _width(known) > 0
+    return ids, point(ids, vocabulary), known.behind(cells % _width(known) > 0)
 
 
 def above(known: Known, cells: Tensor, uniform: Tensor, vocabulary: int) -> Guess:
     """Repeat the cell above; there is none in the first row."""
     width = _width(known)
     ids = known.back(cells, width)
-    return ids, point(ids, vocabulary), cells >= width
+    return ids, point(ids, vocabulary), known.behind(cells >= width)
 
 
 def sampled(known: Known, cells: Tensor, uniform: Tensor, vocabulary: int) -> Guess:

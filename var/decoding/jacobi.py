@@ -21,7 +21,7 @@ from torch import Tensor
 from var.cache.base import Cache, CacheKind
 from var.decoding import verify
 from var.decoding.base import Turn
-from var.decoding.guesses import GUESSERS, Known, guessed
+from var.decoding.guesses import GUESSERS, Known, guessed, likeliest, sampled
 from var.decoding.jacobi_state import Look, State, by_group, picked, shifted, widest
 from var.errors import UserError
 from var.heads.base import Prediction
@@ -134,7 +134,7 @@ class Jacobi:
         ):
             raise UserError("decoding=jacobi tests single codes: leave sampling.smooth out")
         if rng is None:
-            return Look(prediction.probs, prediction.logits.argmax(dim=-1))
+            return Look(prediction.logits, prediction.logits.argmax(dim=-1))
         uniform, p = self._uniform(rng, state), prediction.probs
         columns = state.columns(state.span)
         drawn = verify.draw(p, uniform[0].gather(1, columns))
@@ -167,12 +167,13 @@ class Jacobi:
         old, slots, span, last = state.done, state.slots, state.span, len(state.schedule)
         state.tokens[:, span.positions] = tokens
         known = state.starts[(state.own + slots).clamp(max=span.stop)]
-        own = (edge + 1).clamp(max=last)
+        own = torch.maximum(state.own, (edge + 1).clamp(max=last))  # some may be done already
         if self.together:
             own = own.min().expand_as(own)
+        known = torch.maximum(known, state.starts[own])
         # The one moment of a turn in which the host waits: it has to know how far all have come.
-        done, most = torch.stack([own.min(), own.max()]).tolist()
-        state.done, state.own, state.ahead = done, own, most - done
+        done, most = torch.stack([own.min(), (own * (own < last)).max()]).tolist()
+        state.done, state.own, state.ahead = done, own, max(0, most - done)
         state.slots = self._slots(old)
         if done < last:
             self._guess(known, min(old + slots, span.stop), look, span)
@@ -195,13 +196,19 @@ class Jacobi:
         fresh = slice(start, here.stop)
         cells = torch.arange(fresh.start, fresh.stop, device=known.device).expand(len(known), -1)
         laws = None if read is None else shifted(look.p, read.positions, here)
-        law = None if read is None else picked(look.p, known[:, None] - 1 - read.positions.start)
+        law = None
+        if read is not None:
+            behind = (known - 1 - read.positions.start).clamp(max=look.p.shape[1] - 1)
+            law = picked(look.p, behind[:, None])
         facts = Known(state.tokens, known, law, state.grid)
         numbers = cells * 0.0
         if look.uniform is not None:
             columns = state.columns(state.span)
             numbers = look.uniform[2].gather(1, columns[:, fresh.start - here.start :])
-        ids, firsts = guessed(self.guesser, facts, cells, numbers, size)
+        guesser = self.guesser
+        if look.uniform is None and guesser is sampled:  # nothing is drawn
+            guesser = likeliest
+        ids, firsts = guessed(guesser, facts, cells, numbers, size)
         unknown = cells >= known[:, None]
         state.tokens[:, fresh] = torch.where(unknown, ids, state.tokens[:, fresh])
         state.laws = None
@@ -213,8 +220,11 @@ class Jacobi:
 
     def _opened(self, canvas: Canvas, rng: Rng | None) -> State:
         """Return the state of a run that begins with this canvas, its first window guessed."""
-        schedule, device = canvas.schedule, canvas.latent.device
-        batch = len(canvas.latent)
+        schedule, shown = (
+            canvas.schedule,
+            canvas.read(canvas.schedule[canvas.done : canvas.done + 1]),
+        )
+        batch, device = len(shown), shown.device
         if self.guess != "random" and not schedule.is_raster:
             raise UserError(
                 f"decoding.guess={self.guess} looks at neighbours, which only the cells of a "
@@ -231,6 +241,8 @@ class Jacobi:
             tokens=torch.zeros(batch, schedule.starts[-1], dtype=torch.int64, device=device),
             places=widest(schedule, self.window),
         )
+        if (ids := getattr(canvas, "ids", None)) is not None:
+            state.tokens[:, : ids.shape[1]] = ids
         nothing = torch.zeros(batch, 0, self.vocabulary, device=device)
         uniform = None if rng is None else self._uniform(rng, state)
         look = Look(nothing, nothing[..., 0].long(), uniform)
@@ -261,7 +273,7 @@ class Jacobi:
         the guess, what first guesses are made with, and what takes the place of a refuted one. As
         many in every turn: a row's numbers do not depend on the rows beside it.
         """
-        return rng.uniform(4, state.places).movedim(1, 0)
+        return rng.uniform(4, state.places).movedim(1, 0).to(state.own.device)
 
     def _made(self, kind: CacheKind | None) -> Cache:
         cache = self.model.new_cache(kind)

@@ -12,8 +12,10 @@ from var.cache.base import CacheKind
 from var.decoding.guesses import Guess, Known, point, random
 from var.decoding.jacobi import Jacobi
 from var.decoding.verify import remainder
+from var.errors import UserError
 from var.heads.categorical import filtered
 from var.models.base import Backbone
+from var.sampling import Sampling
 
 
 class PublishedJacobi(Jacobi):
@@ -30,10 +32,14 @@ class PublishedJacobi(Jacobi):
         model: who predicts; its tokens must be codes.
         window: groups that are predicted in a turn.
         first, last: windows begin to open when so many tokens behind the first one are decided, and
-            close again (published `jacobi_loop_interval_l` and `_r`).
+            close again (published `jacobi_loop_interval_l` and `_r`). No `last`: so many that the
+            last window ends the image.
         top_k, top_p: of the second filter, see `Sampling`.
         test: `speculative` or `match`.
         kind: of the cache; the model's own choice if none is given.
+
+    Raises:
+        UserError: a setting is out of range; or see `Jacobi`.
     """
 
     def __init__(
@@ -42,7 +48,7 @@ class PublishedJacobi(Jacobi):
         window: int = 16,
         *,
         first: int = 1,
-        last: int,
+        last: int | None = None,
         top_k: int = 0,
         top_p: float = 0.0,
         test: str = "speculative",
@@ -50,12 +56,22 @@ class PublishedJacobi(Jacobi):
     ) -> None:
         super().__init__(model, window, test=test, together=True, kind=kind)
         self.guesser = certain
-        self.first, self.last, self.top_k, self.top_p = first, last, top_k, top_p
+        for name, value in (("first", first), ("last", 0 if last is None else last)):
+            if not isinstance(value, int):
+                raise UserError(f"decoding.{name}={value}: use a whole number")
+        try:
+            self.again = Sampling(top_k=top_k, top_p=top_p)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"decoding: {error}") from error
+        self.first, self.last = first, last
 
     def _slots(self, before: int) -> int:
         # Of the last turn: so windows open one turn late, and close too.
-        if self.first + 1 <= before < self.last + 1:
-            return min(self.window, self.last + 1 - before)
+        last = self.last
+        if last is None:
+            last = len(self.model.schedule) - self.window - 2
+        if self.first + 1 <= before < last + 1:
+            return min(self.window, last + 1 - before)
         return 1
 
     def _recorded(self, p: Tensor, kept: Tensor) -> Tensor:
@@ -63,7 +79,9 @@ class PublishedJacobi(Jacobi):
         return p if laws is None else torch.where(kept[..., None], laws, p)
 
     def _rest(self, p: Tensor, q: Tensor) -> Tensor:
-        return filtered(remainder(p, q).log(), self.top_k, self.top_p).softmax(dim=-1)
+        k, top_p = self.again.top_k, self.again.top_p
+        assert isinstance(k, int) and isinstance(top_p, float | int)
+        return filtered(remainder(p, q).log(), k, top_p).softmax(dim=-1)
 
 
 def certain(known: Known, cells: Tensor, uniform: Tensor, vocabulary: int) -> Guess:

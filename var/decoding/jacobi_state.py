@@ -55,7 +55,7 @@ class State:
         More than need be, where steps are captured, so that there are few lengths of them.
         """
         length = self.ahead + self.slots
-        if self.own.is_cuda and self.slots > 1:
+        if self.own.is_cuda and self.slots > 1 and self.schedule.is_raster:
             length = -(-length // _ROUND) * _ROUND
         return self.schedule[self.done : min(len(self.schedule), self.done + length)]
 
@@ -75,7 +75,7 @@ class Look(NamedTuple):
     """What a turn's pass has shown.
 
     Attributes:
-        p: (B, L, V) predictions.
+        p: (B, L, V) predictions; their logits if nothing is drawn.
         drawn: (B, L) ids drawn from them, or the likeliest.
         uniform: (4, B, C) see `Jacobi._uniform`; None: there are no streams.
         columns: (B, L) which of them belong to which position.

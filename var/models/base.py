@@ -51,9 +51,8 @@ def check_span(span: Span, schedule: Schedule, cache: Cache | None) -> None:
     """
     if span.schedule != schedule:
         raise ValueError(
-            f"this model was built for the ladder {schedule.grids}, "
-            f"the span belongs to {span.schedule.grids}"
+            f"this model was built for the schedule {schedule}, the span belongs to {span.schedule}"
         )
     seen = cache.seen if cache is not None else 0
     if not span.follows(seen):
-        raise ValueError(f"the span starts at scale {span.start}, the model has read {seen}")
+        raise ValueError(f"the span starts at group {span.start}, the model has read {seen}")

@@ -227,11 +227,18 @@ class Raster(nn.Module):
 
     def _bias(self, condition: Condition, span: Span) -> Tensor | None:
         """Return which keys count, or by how much; None: all up to a position, alike."""
+        back = span.back()
+        if back is None and span.start and len(span) > 1:
+            length, stop = len(span), span.positions.stop
+            back = torch.ones(length, stop, dtype=torch.bool, device=condition.labels.device)
+            back = back.tril(stop - length)
         if not self._reads_text:
-            return span.back()
+            return back
         valid = texts.shares(condition, len(self.source.null))
-        dtype = self.head.linear.weight.dtype
-        return texts.scores(valid, len(span), span.positions.stop, dtype, span.back())
+        dtype, device = self.head.linear.weight.dtype, valid.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        return texts.scores(valid, len(span), span.positions.stop, dtype, back)
 
     def _turn(self, span: Span, h: Tensor) -> Turn:
         if h.device not in self._turns:

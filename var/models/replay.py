@@ -52,15 +52,17 @@ class Replay:
         reel = self._reels.get(cache)
         if reel is None or reel.place != place:  # what was captured before has lost its memory
             reel = self._reels[cache] = _Reel(place, torch.cuda.Stream(x.device))
-        place = (span.schedule, len(span), _reach(span)) if _rolls(span) else span
-        key = (place, x.shape, x.dtype)
+        moves = _rolls(span, cache)
+        where = (span.schedule, len(span), _reach(span)) if moves else span
+        forms = tuple((name, t.shape, t.dtype) for name, t in _tensors(condition).items())
+        key = (where, x.shape, x.dtype, forms)
         if key in reel.steps:
             check_span(span, span.schedule, cache)
             return reel.steps[key].replay(x, span, condition)
         if key not in reel.seen:
             reel.seen.add(key)
             return self.forward(x, span, condition, cache)
-        moving = rolling(span, x.device) if _rolls(span) else span
+        moving = rolling(span, x.device) if moves else span
         step = _Step.capture(self.forward, x, moving, condition, cache, reel)
         reel.steps[key] = step
         return step.replay(x, span, condition)
@@ -107,8 +109,10 @@ class _Step:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=reel.pool, stream=reel.stream):
             features = forward(x, span, condition, cache)
-        past = span.positions.start
-        held = (span.levels(x.device), span.mask(past, device=x.device))
+        held: tuple[Tensor | None, ...] = ()
+        if not isinstance(span, Rolling):
+            past = span.positions.start
+            held = (span.levels(x.device), span.mask(past, device=x.device))
         return cls(graph, x, span, condition, given, features, held)
 
     def replay(self, x: Tensor, span: Span, condition: Condition) -> Tensor:
@@ -132,9 +136,12 @@ def rolling(span: Span, device: torch.device) -> Rolling:
     return Rolling(span.schedule, stop - len(span), stop, index)
 
 
-def _rolls(span: Span) -> bool:
-    # The span in which a raster begins is its own: the condition stands in it.
-    return span.start > 0 and span.schedule.is_raster
+def _rolls(span: Span, cache: Cache) -> bool:
+    # The span in which a raster begins is its own: the condition stands in it. And there must be
+    # room up to where the steps' reach is rounded.
+    if span.start == 0 or not span.schedule.is_raster:
+        return False
+    return all(room.shape[-2] >= _reach(span) for room in cache.layers[0].tensors())
 
 
 def _reach(span: Span) -> int:

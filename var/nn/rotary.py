@@ -193,8 +193,10 @@ class RotaryAttention(nn.Module):
 
     def values(self, x: Tensor) -> Tensor:
         """Return values alone, (R, N, L, d), of x (R, L, D)."""
-        all_heads = rearrange(self.qkv(x), "R L (n d) -> R n L d", n=sum(self.shares))
-        return all_heads[:, -self.shares[-1] :]
+        outputs = self.qkv.out_features // sum(self.shares) * self.shares[-1]
+        bias = None if self.qkv.bias is None else self.qkv.bias[-outputs:]
+        v = F.linear(x, self.qkv.weight[-outputs:], bias)
+        return rearrange(v, "R L (n d) -> R n L d", n=self.shares[-1])
 
     def mix(self, out: Tensor) -> Tensor:
         """Return the projection (R, L, D) of what was seen (R, L, D)."""
