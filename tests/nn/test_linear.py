@@ -59,7 +59,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
 def test_packed_weights_are_left_alone_under_autograd_and_autocast(
     taken: list[torch.dtype],
 ) -> None:
-    layer, x = Linear(4, 6), torch.randn(3, 4)
+    layer, x = Linear(4, 6), torch.randn(5, 4)
     layer.pack = Pack()
     layer(x).sum().backward()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -70,8 +70,19 @@ def test_packed_weights_are_left_alone_under_autograd_and_autocast(
     assert taken == [torch.float32]
 
 
+def test_a_few_rows_of_float32_take_the_weights_as_they_lie(taken: list[torch.dtype]) -> None:
+    layer = Linear(4, 6)
+    layer.pack = Pack()
+    with torch.no_grad():
+        layer(torch.randn(3, 4))
+        layer(torch.randn(2, 1, 4))
+        assert not taken
+        layer(torch.randn(2, 2, 4))
+    assert taken == [torch.float32]
+
+
 def test_weights_that_change_are_packed_again() -> None:
-    layer, x = Linear(4, 6), torch.randn(3, 4)
+    layer, x = Linear(4, 6), torch.randn(5, 4)
     layer.pack = Pack()
     with torch.no_grad():
         before = layer(x)
@@ -80,11 +91,11 @@ def test_weights_that_change_are_packed_again() -> None:
             layer.product(x, None), 2 * (before - layer.bias), rtol=1e-5, atol=1e-5
         )
         layer.load_state_dict({"weight": torch.zeros(6, 4), "bias": torch.ones(6)}, assign=True)
-        assert torch.equal(layer(x), torch.ones(3, 6))
+        assert torch.equal(layer(x), torch.ones(5, 6))
 
 
 def test_a_copy_packs_its_own_weights() -> None:
-    layer, x = Linear(4, 6), torch.randn(3, 4)
+    layer, x = Linear(4, 6), torch.randn(5, 4)
     layer.pack = Pack()
     with torch.no_grad():
         before = layer(x)

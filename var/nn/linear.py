@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Products of fewer rows are bound by reading the weights, which float32 ones do best as they lie.
+_FEW_ROWS = 4
 # Worth the memory of the packed weights, and beyond what noise in the measurement could feign.
 LEAST_GAIN = 1.25
 
@@ -36,7 +38,7 @@ class Linear(nn.Linear):
 
     def product(self, x: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
         """Return the map of x (..., inputs) with another bias, and after it the tanh-GELU."""
-        if self.pack is not None and self._plain(x):
+        if self.pack is not None and self._plain(x) and _many_rows(x):
             return self.pack.product(x, self.weight, bias, gelu)
         y = F.linear(x, self.weight, bias)
         return F.gelu(y, approximate="tanh") if gelu else y
@@ -48,6 +50,10 @@ class Linear(nn.Linear):
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled("cpu")
         )
+
+
+def _many_rows(x: Tensor) -> bool:
+    return x.dtype != torch.float32 or x.numel() >= _FEW_ROWS * x.shape[-1]
 
 
 class Pack:

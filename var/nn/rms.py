@@ -14,7 +14,10 @@ EPS = 1e-6
 
 def rms(x: Tensor, eps: float = EPS) -> Tensor:
     """Return `x / sqrt(mean(x^2) + eps)` over the last dimension, (..., D) float32."""
-    return F.rms_norm(x.float(), x.shape[-1:], eps=eps)
+    x = x.float()
+    if x.device.type == "cpu" and not torch.is_grad_enabled():  # where it is not one kernel anyway
+        return x * (x.square().mean(dim=-1, keepdim=True) + eps).rsqrt()
+    return F.rms_norm(x, x.shape[-1:], eps=eps)
 
 
 class RMSNorm(nn.RMSNorm):

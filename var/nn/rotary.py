@@ -188,8 +188,10 @@ class RotaryAttention(nn.Module):
         Of keys and values there may be fewer heads.
         """
         all_heads = rearrange(self.qkv(x), "R L (n d) -> R n L d", n=sum(self.shares))
-        q, k, v = all_heads.split(self.shares, dim=1)
-        return scaled(rotate(q, turn)).to(v.dtype), rotate(k, turn).to(v.dtype), v
+        heads, keys, values = self.shares
+        both, v = all_heads.split((heads + keys, values), dim=1)
+        q, k = rotate(both, turn).split((heads, keys), dim=1)
+        return scaled(q).to(v.dtype), k.to(v.dtype), v
 
     def values(self, x: Tensor) -> Tensor:
         """Return values alone, (R, N, L, d), of x (R, L, D)."""
