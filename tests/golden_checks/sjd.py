@@ -303,7 +303,8 @@ def exact_prefix_law(case: Case) -> None:
 def draft_init(case: Case) -> None:
     """Compare first guesses, on a raster as wide as the original's rows with their ends."""
     x, config = case.inputs, case.config
-    known = torch.cat([x["input_ids"], x["additional_tokens"]], dim=1)
+    before = config["prefill"]  # tokens of what comes before the image
+    known = torch.cat([x["input_ids"], x["additional_tokens"]], dim=1)[:, before:]
     count, vocabulary = known.shape[1], config["vocab"]
     cells = torch.arange(count, count + x["random_fill"].shape[1])[None]
     law = torch.cat([x["input_scores"], x["additional_scores"]], dim=1)[:, -1:]
