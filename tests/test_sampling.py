@@ -221,7 +221,7 @@ def test_texts_are_spread_and_dropped_with_their_labels() -> None:
         (torch.zeros(3, 4, 5), None, r"text does not fit 2 labels: \(3, 4, 5\)"),
         (torch.zeros(2, 4), None, r"text does not fit 2 labels: \(2, 4\)"),
         (torch.zeros(2, 4, 5), torch.ones(3, 4), r"valid does not fit 2 labels: \(3, 4\)"),
-        (torch.zeros(2, 4, 5), torch.ones(2, 3), "4 features, marked 3"),
+        (torch.zeros(2, 4, 5), torch.ones(2, 3), "4 features, of which 3 are marked"),
     ],
 )
 def test_texts_belong_to_labels(

@@ -25,6 +25,7 @@ from var.random import Rng
 from var.sampling import Sampling
 from var.schedule import Span
 from var.tokenizers.canvas import Kept
+from var.tokenizers.chain import Chain
 
 KINDS = pytest.mark.parametrize("kind", [Dense, Static])
 GUESSES = pytest.mark.parametrize("guess", GUESSERS)
@@ -275,3 +276,11 @@ def test_families_that_decide_codes_can_be_decided_so(family: Family) -> None:
         for decoding in (Sequential(family.model()), Jacobi(family.model(), 3))
     )
     tiny.same(ours.latent, one.latent)
+
+
+def test_first_guesses_go_on_from_what_an_image_begins_with() -> None:
+    model, tokenizer = RASTER(), tiny.tokenizer()
+    canvas = Chain.blank(2, model.schedule, tokenizer.embed, torch.device("cpu"))
+    canvas = canvas.write(*torch.full((2, 6), 7).split(1, dim=1))
+    draft = Jacobi(model, 4, "left").propose(canvas, None).draft
+    assert draft.ids[:, 6:].tolist() == [[7, 7, 7]] * 2

@@ -65,7 +65,7 @@ def scales(results: Sequence[Result], choice: str = "batch") -> list[Figures]:
     for result, base in zip(results, baselines(results, choice), strict=True):
         if result.fault or not result.watches:
             continue
-        if max(group for _, group in result.watches[0].laps) >= _MOST_GROUPS:
+        if max((group for _, group in result.watches[0].laps), default=0) >= _MOST_GROUPS:
             continue
         equal = agreement(result, base)
         for group in sorted({group for _, group in result.watches[0].laps}):

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from var.schedule import Schedule, Span
 
+# Address and shape of everything that is held.
+Place = tuple[tuple[int, ...], ...]
+
 
 class Memory(Protocol):
     """What one layer remembers."""
@@ -70,7 +73,7 @@ class Cache(Protocol):
         """The memory of each layer."""
         ...
 
-    def place(self) -> tuple[int, ...] | None:
+    def place(self) -> Place | None:
         """Return where in memory everything is held; None if that changes from step to step."""
         ...
 
@@ -133,7 +136,7 @@ class Layered:
                 memory.narrow(rows)
             self._rows = rows
 
-    def place(self) -> tuple[int, ...] | None:
+    def place(self) -> Place | None:
         """Return None: what is held comes and goes."""
         return None
 

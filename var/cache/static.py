@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from var.cache.base import Constants, Plain
+from var.cache.base import Constants, Place, Plain
 from var.schedule import Span
 
 
@@ -58,10 +58,10 @@ class StaticMemory(Constants):
             self._stale |= self._known
             self.forget()
 
-    def place(self) -> tuple[int, ...]:
+    def place(self) -> Place:
         """Return the addresses and shapes of everything that is held, stale or not."""
         held = {**self._stale, **self._known}.values()
-        return tuple(n for t in (*self.tensors(), *held) for n in (t.data_ptr(), *t.shape))
+        return tuple((t.data_ptr(), *t.shape) for t in (*self.tensors(), *held))
 
     def tensors(self) -> Sequence[Tensor]:
         """Return the room."""
@@ -102,6 +102,6 @@ class Static(Plain):
     def __init__(self, layers: int, groups: int | None = None) -> None:
         super().__init__([StaticMemory(groups) for _ in range(layers)])
 
-    def place(self) -> tuple[int, ...]:
+    def place(self) -> Place:
         """Return the addresses and shapes of rooms and constants."""
-        return tuple(address for memory in self.layers for address in memory.place())
+        return tuple(each for memory in self.layers for each in memory.place())

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from var.cache.base import Cache
+from var.cache.base import Cache, Place
 from var.condition import Condition
 from var.models.base import check_span
 from var.schedule import Rolling, Span
@@ -76,7 +76,7 @@ class Replay:
 class _Reel:
     """The steps captured over one cache, which share their scratch memory."""
 
-    place: tuple[int, ...]
+    place: Place
     stream: torch.cuda.Stream
     steps: dict[Any, _Step] = field(default_factory=dict[Any, "_Step"])
     seen: set[Any] = field(default_factory=set[Any])
