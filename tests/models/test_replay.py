@@ -23,8 +23,8 @@ CONDITIONS = {
 
 
 def model(name: str) -> Raster:
-    changes = {"classes": None, "text": 5, "text_length": 4} if name == "texts" else {}
-    return tiny.raster(grid=GRID, **changes)
+    texts = {"classes": None, "text": 5, "text_length": 4, "kv_heads": 1}
+    return tiny.raster(grid=GRID, **(texts if name == "texts" else {}))
 
 
 @pytest.mark.parametrize("name", CONDITIONS)

@@ -98,8 +98,10 @@ class Block(nn.Module):
     def through(self, prefix: texts.Prefix) -> tuple[texts.Prefix, Tensor]:
         """Return the text's stream after the block, and the mean (R, N, 1, d) of its values."""
         x = self.attention_norm(prefix.x).to(self.attention.qkv.weight.dtype)
-        seen, mean = texts.means(self.attention.values(x), prefix.valid)
-        return texts.Prefix(self.after(prefix.x, seen), prefix.valid), mean
+        heads, few, _ = self.attention.shares
+        values = self.attention.values(x).repeat_interleave(heads // few, dim=1)
+        seen, mean = texts.means(values, prefix.valid)
+        return texts.Prefix(self.after(prefix.x, seen), prefix.valid), mean[:, :: heads // few]
 
     def _kept(self, h: Tensor) -> Tensor:
         # Blocks differ in their path: if it were looked at, each would be compiled for itself.
