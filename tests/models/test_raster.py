@@ -16,6 +16,7 @@ from var.cache.static import Static
 from var.condition import Condition
 from var.decoding.loop import decide
 from var.decoding.sequential import Sequential
+from var.errors import UserError
 from var.models.raster import Raster, gated_width
 from var.random import Rng
 from var.sampling import Sampling
@@ -156,12 +157,12 @@ def test_texts_are_drawn_as_they_are_read(sampling: Sampling, kind: CacheKind) -
 
 def test_conditions_of_the_other_kind_are_refused() -> None:
     x, texts = tiny.ids(3, 9), described(LABELS)
-    with pytest.raises(ValueError, match="this model reads classes, got texts"):
+    with pytest.raises(UserError, match="this model reads classes, got texts"):
         tiny.raster()(x, tiny.raster().schedule[:], texts)
     model = tiny.worded()
-    with pytest.raises(ValueError, match=r"reads texts of \(7, 10\), got no text"):
+    with pytest.raises(UserError, match=r"reads texts of \(7, 10\), got no text"):
         model(x, model.schedule[:], Condition(LABELS))
-    with pytest.raises(ValueError, match=r"got features \(4, 10\)"):
+    with pytest.raises(UserError, match=r"got features \(4, 10\)"):
         model(x, model.schedule[:], Condition.of_text(text(length=4)))
     for wrong in ({"classes": 3, "text": 4}, {}):
         with pytest.raises(ValueError, match="classes or on texts: give one"):

@@ -16,6 +16,7 @@ from var.cache.base import Cache, CacheKind, Memory
 from var.cache.none import NoMemory
 from var.cache.static import Static
 from var.condition import Condition
+from var.errors import UserError
 from var.heads.categorical import Categorical
 from var.models.base import check_span
 from var.nn import text as texts
@@ -191,8 +192,9 @@ class Raster(nn.Module):
             cache: what was read before; the caller advances it.
 
         Raises:
-            ValueError: another raster, tokens out of turn, a condition of the other kind, or (seen
-                on the CPU only) a label out of range.
+            UserError: a condition of the other kind.
+            ValueError: another raster, tokens out of turn, or (seen on the CPU only) a label out of
+                range.
         """
         check_span(span, self.schedule, cache)
         layers = cache.layers if cache is not None else [NoMemory()] * len(self.blocks)
@@ -214,7 +216,7 @@ class Raster(nn.Module):
         """
         h, prefix = self.codes(x), None
         if condition.text is not None and not self._reads_text:
-            raise ValueError("this model reads classes, got texts")
+            raise UserError("this model reads classes, got texts: give labels")
         if span.start == 0:
             source = self.source(condition if self._reads_text else condition.labels)
             if isinstance(source, texts.Prefix):

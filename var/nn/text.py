@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from var.condition import Condition
+from var.errors import UserError
 from var.nn.linear import Linear
 
 
@@ -59,12 +60,15 @@ class Text(nn.Module):
         """Return the texts as blocks read them, the null text where there is none.
 
         Raises:
-            ValueError: there are no features, or of another shape.
+            UserError: there are no features, or of another shape.
         """
         text = condition.text
         if text is None or text.shape[1:] != self.null.shape:
             got = "no text" if text is None else f"features {tuple(text.shape[1:])}"
-            raise ValueError(f"this model reads texts of {tuple(self.null.shape)}, got {got}")
+            raise UserError(
+                f"this model reads texts of {tuple(self.null.shape)}, got {got}: give features "
+                "by its text encoder, in Python, as var.Condition.of_text(features, valid)"
+            )
         none = (condition.labels < 0)[:, None, None]
         text = torch.where(none, self.null, text).to(self.rise.weight.dtype)
         x = self.fall(F.gelu(self.rise(text), approximate="tanh"))
