@@ -25,7 +25,7 @@ from var.nn.compiling import compile_methods
 from var.nn.gated import GatedMlp
 from var.nn.mlp import drop_path
 from var.nn.rms import RMSNorm
-from var.nn.rotary import RotaryAttention, Turn, attend_back, raster_turn
+from var.nn.rotary import RotaryAttention, Turn, attend_back, behind, raster_turn
 from var.schedule import Grid, Schedule, Span
 
 
@@ -232,10 +232,8 @@ class Raster(nn.Module):
     def _bias(self, condition: Condition, span: Span) -> Tensor | None:
         """Return which keys count, or by how much; None: all up to a position, alike."""
         back = span.back()
-        if back is None and span.start and len(span) > 1:
-            length, stop = len(span), span.positions.stop
-            back = torch.ones(length, stop, dtype=torch.bool, device=condition.labels.device)
-            back = back.tril(stop - length)
+        if back is None and span.start and len(span) > 1:  # once, not in every block
+            back = behind(len(span), span.positions.stop, condition.labels.device)
         if not self._reads_text:
             return back
         valid = texts.shares(condition, len(self.source.null))

@@ -115,6 +115,11 @@ def attend(
     return rearrange(out, "R N L d -> R L (N d)")
 
 
+def behind(queries: int, keys: int, device: torch.device) -> Tensor:
+    """Return which keys are not ahead of positions that are the last ones, (L, S) bool."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
 def attend_back(
     q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, *, drop: float = 0.0
 ) -> Tensor:
@@ -128,8 +133,7 @@ def attend_back(
     """
     causal = mask is None and q.shape[2] > 1
     if causal and keys.shape[2] > q.shape[2]:
-        mask = q.new_ones(q.shape[2], keys.shape[2], dtype=torch.bool)
-        mask, causal = mask.tril(keys.shape[2] - q.shape[2]), False
+        mask, causal = behind(q.shape[2], keys.shape[2], q.device), False
     out = F.scaled_dot_product_attention(
         q,
         keys,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from var.condition import Condition
 from var.errors import UserError
 from var.nn.linear import Linear
+from var.nn.rotary import behind
 
 
 class Prefix(NamedTuple):
@@ -115,8 +116,7 @@ def scores(
         back: (L, S) bool, which keys are not ahead; None: the positions are the last ones.
     """
     if back is None:
-        back = torch.ones(queries, keys, dtype=torch.bool, device=valid.device)
-        back = back.tril(keys - queries)
+        back = behind(queries, keys, valid.device)
     exact = valid.sum(dim=1).log()[:, None, None]
     near = exact.to(dtype)
     # What rounding adds to one key, 1.5 % of its weight in bfloat16, is added to the others too.
