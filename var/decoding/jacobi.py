@@ -195,7 +195,6 @@ class Jacobi:
         start = min(max(here.start, state.schedule.starts[least]), here.stop)
         fresh = slice(start, here.stop)
         cells = torch.arange(fresh.start, fresh.stop, device=known.device).expand(len(known), -1)
-        laws = None if read is None else shifted(look.p, read.positions, here)
         law = None
         if read is not None:
             behind = (known - 1 - read.positions.start).clamp(max=look.p.shape[1] - 1)
@@ -211,12 +210,14 @@ class Jacobi:
         ids, firsts = guessed(guesser, facts, cells, numbers, size)
         unknown = cells >= known[:, None]
         state.tokens[:, fresh] = torch.where(unknown, ids, state.tokens[:, fresh])
-        state.laws = None
-        if look.uniform is not None and not self.matches:
-            state.laws = firsts if laws is None else laws
-            if laws is not None:
-                tail = laws[:, fresh.start - here.start :]
-                tail.copy_(torch.where(unknown[..., None], firsts, tail))
+        if look.uniform is None or self.matches:  # nobody asks what guesses were drawn from
+            state.laws = None
+        elif read is None:
+            state.laws = firsts
+        else:
+            state.laws = shifted(look.p, read.positions, here)
+            tail = state.laws[:, fresh.start - here.start :]
+            tail.copy_(torch.where(unknown[..., None], firsts, tail))
 
     def _opened(self, canvas: Canvas, rng: Rng | None) -> State:
         """Return the state of a run that begins with this canvas, its first window guessed."""

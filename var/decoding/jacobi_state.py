@@ -29,7 +29,7 @@ class State:
         starts: (K + 1,) int64 first position of each group, and N.
         done: groups that all rows have decided.
         own: (B,) int64 groups that each row has decided, at least `done`.
-        ahead: the largest `own`, less `done`.
+        ahead: the largest `own` of rows that are not finished, less `done`.
         slots: groups in a row's window now, of which the last has no guess.
         tokens: (B, N) int64 decided tokens and guesses of all groups.
         places: C, positions of a window at most.

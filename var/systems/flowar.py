@@ -19,6 +19,7 @@ How the numbers of the original map to our pieces:
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -125,13 +126,7 @@ def _both(config: Config, state: State) -> Parts:
     )  # fmt: skip
     if ours != theirs:
         raise UserError(f"the model is for {ours} latent channels, the autoencoder has {theirs}")
-    return Parts(
-        model=model.model,
-        tokenizer=tokenizer.tokenizer,
-        schedule=model.schedule,
-        model_spec=model.model_spec,
-        tokenizer_spec=tokenizer.tokenizer_spec,
-    )
+    return replace(model, tokenizer=tokenizer.tokenizer, tokenizer_spec=tokenizer.tokenizer_spec)
 
 
 def _vae(config: Config, state: State) -> Parts:

@@ -19,6 +19,7 @@ The tokenizer: see `var.systems.llamagen_vq`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import isqrt
 from typing import Any
 
@@ -118,13 +119,7 @@ def _both(config: Config, state: State) -> Parts:
     ours, theirs = model.model_spec["vocabulary"], vq.tokenizer_spec["vocabulary"]
     if ours != theirs:
         raise UserError(f"the model is for {ours} codes, the tokenizer has {theirs}")
-    return Parts(
-        model=model.model,
-        tokenizer=vq.tokenizer,
-        schedule=model.schedule,
-        model_spec=model.model_spec,
-        tokenizer_spec=vq.tokenizer_spec,
-    )
+    return replace(model, tokenizer=vq.tokenizer, tokenizer_spec=vq.tokenizer_spec)
 
 
 def _model(config: Config, state: State) -> Parts:

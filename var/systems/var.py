@@ -12,6 +12,7 @@ How the numbers of the original map to our pieces:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from var import recipe
@@ -100,13 +101,7 @@ def build(config: Config, state: State) -> Parts:
     states = split(state, ("var", "vae"))
     model = _model(both, states["var"])
     tokenizer = _tokenizer(config["vae"], states["vae"]) if states["vae"] else Parts()
-    return Parts(
-        model=model.model,
-        tokenizer=tokenizer.tokenizer,
-        schedule=model.schedule,
-        model_spec=model.model_spec,
-        tokenizer_spec=tokenizer.tokenizer_spec,
-    )
+    return replace(model, tokenizer=tokenizer.tokenizer, tokenizer_spec=tokenizer.tokenizer_spec)
 
 
 def blueprint(config: Config) -> Parts:
