@@ -69,7 +69,7 @@ def scale(
     Raises:
         UserError: the model decides no scales; a setting is out of range; a file cannot be read or
             is for another ladder; when the cache is made: no file is for a model of that many
-            layers.
+            layers, or the model has no keys.
     """
     if pipe.schedule.is_raster:
         raise UserError(
@@ -85,7 +85,7 @@ def scale(
         raise UserError(f"cache scale: {error}") from error
     budgets = _budgets(pipe, budget)
 
-    def kind(layers: int, groups: int | None) -> Scale:
+    def kind(layers: int, groups: int | None = None, *, recurrent: bool = False) -> Scale:
         if isinstance(share, float | int):
             mine = budgets.get(layers) or Budget.shared(pipe.schedule, layers, share)
         elif layers in budgets:
@@ -96,7 +96,14 @@ def scale(
                 f"layers, this one has {layers}: give a file for each model, or a fraction for all"
             )
         return Scale(
-            layers, groups, budget=mine, window=window, pool=pool, width=width, score=score
+            layers,
+            groups,
+            budget=mine,
+            window=window,
+            pool=pool,
+            width=width,
+            score=score,
+            recurrent=recurrent,
         )
 
     return kind

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from var.errors import UserError
-from var.systems import code, flowar, llamagen, sjd
+from var.systems import code, flowar, llamagen, mvar, sjd
 from var.systems import var as var_system
 from var.systems.base import Checkpoint, Config, Parts, State, System
 from var.systems.files import locate, read_state
@@ -23,6 +23,7 @@ _SYSTEMS: dict[str, System] = {
     "code": code,
     "flowar": flowar,
     "llamagen": llamagen,
+    "mvar": mvar,
     "sjd": sjd,
 }
 
@@ -30,6 +31,7 @@ _BLUEPRINTS: dict[str, Callable[[Config], Parts]] = {
     "var": var_system.blueprint,
     "flowar": flowar.blueprint,
     "llamagen": llamagen.blueprint,
+    "mvar": mvar.blueprint,
 }
 
 CHECKPOINTS: dict[str, Checkpoint] = {

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from var.nn.attention import attend
 from var.nn.rotary import (
     CrossAttention,
     RotaryAttention,
-    attend,
     attend_back,
     raster_turn,
     rotate,

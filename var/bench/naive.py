@@ -104,8 +104,8 @@ class NaiveMemory(DenseMemory):
 class NaiveCache(Plain):
     """A cache of naive memories; the arguments are those of `Dense`."""
 
-    def __init__(self, layers: int, groups: int | None = None) -> None:
-        super().__init__([NaiveMemory() for _ in range(layers)])
+    def __init__(self, layers: int, groups: int | None = None, *, recurrent: bool = False) -> None:
+        super().__init__([NaiveMemory(groups) for _ in range(layers)], recurrent=recurrent)
 
 
 class NaiveBackbone(nn.Module):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from var.cache.base import Cache, CacheKind, Constants, Memory, Plain
+from var.cache.base import Cache, CacheKind, Memory, Plain, Unkeyed
 from var.cache.none import NoMemory
 from var.condition import Condition
 from var.models.raster import Block, Raster
@@ -24,7 +24,7 @@ from var.schedule import Span
 _MULTIPLE = 8  # of the positions that there is room for
 
 
-class NaiveRoom(Constants):
+class NaiveRoom(Unkeyed):
     """Keys and values of one layer for all positions, (R, n, S, d) each, zeros where none are."""
 
     def __init__(self) -> None:
@@ -64,8 +64,8 @@ class NaiveRoom(Constants):
 class NaiveRooms(Plain):
     """A cache of rooms; the arguments are those of `Dense`."""
 
-    def __init__(self, layers: int, groups: int | None = None) -> None:
-        super().__init__([NaiveRoom() for _ in range(layers)])
+    def __init__(self, layers: int, groups: int | None = None, *, recurrent: bool = False) -> None:
+        super().__init__([NaiveRoom() for _ in range(layers)], recurrent=recurrent)
 
 
 class NaiveRaster(nn.Module):

@@ -1,19 +1,26 @@
 """The contracts of the caches' floor, `Memory` and `Cache`, and what all plain caches share.
 
 A memory is what one layer remembers of the groups read so far; a cache is a memory per layer. A
-cache belongs to one batch and one condition until it is rewound to 0. Letters: R rows, N heads, L
-positions of a span, S positions attended to, d channels of a head, D width.
+cache belongs to one batch and one condition until it is rewound to 0. What layers remember are keys
+and values, of attention, or a state that sums up all groups so far, of a recurrence. Letters: R
+rows, N heads, L positions of a span, S positions attended to, d channels of a head, D width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
+from var.errors import UserError
 from var.schedule import Schedule, Span
 
+# What a recurrence hands on from group to group: tensors (R, ...), of the same shapes always.
+State = tuple[Tensor, ...]
+# Takes a recurrence on, from a state (None: from the beginning): returns its output (R, L, D) and,
+# if that is asked for, the state after.
+Step = Callable[[Any, bool], tuple[Tensor, State | None]]
 # Address and shape of everything that is held.
 Place = tuple[tuple[int, ...], ...]
 
@@ -33,12 +40,22 @@ class Memory(Protocol):
         """
         ...
 
+    def recur(self, step: Step, span: Span) -> Tensor:
+        """Return the output (R, L, D) of a recurrence over `span`; remember the state after it.
+
+        Args:
+            step: is given the state that was remembered, None at group 0, and whether that after
+                `span` will be asked for.
+            span: the groups that it takes the recurrence through.
+        """
+        ...
+
     def once(self, make: Callable[[Tensor], Tensor], condition: Tensor) -> Tensor:
         """Return `make(condition)`, computed the first time and remembered."""
         ...
 
     def rewind(self, positions: int) -> None:
-        """Forget all but the first `positions` positions; 0 forgets everything."""
+        """Forget all but the first `positions` positions; 0 forgets everything, states too."""
         ...
 
     def narrow(self, rows: int) -> None:
@@ -46,7 +63,7 @@ class Memory(Protocol):
         ...
 
     def tensors(self) -> Sequence[Tensor]:
-        """Return the keys and values that are held now, for whoever counts bytes."""
+        """Return keys, values and states that are held now, for whoever counts bytes."""
         ...
 
     def release(self) -> None:
@@ -59,9 +76,11 @@ class Cache(Protocol):
 
     Attributes:
         seen: number of groups read.
+        recurrent: whether layers remember states instead of keys.
     """
 
     seen: int
+    recurrent: bool
 
     @property
     def rewinds(self) -> bool:
@@ -97,8 +116,39 @@ class Cache(Protocol):
         ...
 
 
-# Makes a cache for a number of layers, of which the first so many groups will be read (None: all).
-CacheKind = Callable[[int, int | None], Cache]
+class CacheKind(Protocol):
+    """What makes a cache."""
+
+    def __call__(self, layers: int, groups: int | None = None, *, recurrent: bool = False) -> Cache:
+        """Return an empty cache.
+
+        Args:
+            layers: number of memories.
+            groups: how many of the first groups will be read; None: all of them.
+            recurrent: layers hand on a state, which cannot be rewound but to 0.
+
+        Raises:
+            UserError: it is about keys, and there will be none.
+        """
+        ...
+
+
+def owned(tensor: Tensor) -> Tensor:
+    """Return the tensor, copied if it is part of a larger one, which it would keep alive."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def check_keys(recurrent: bool, what: str) -> None:
+    """Check that a cache that is about keys is asked for by a model that has any.
+
+    Raises:
+        UserError: its layers hand on states; `what` names the cache.
+    """
+    if recurrent:
+        raise UserError(
+            f"{what} is about keys, and this model remembers none, but a state of constant size: "
+            "use cache=static or cache=dense"
+        )
 
 
 def nbytes(*caches: Cache) -> int:
@@ -113,10 +163,11 @@ class Layered:
 
     Args:
         layers: one memory per layer.
+        recurrent: whether they remember states.
     """
 
-    def __init__(self, layers: Sequence[Memory]) -> None:
-        self.layers = layers
+    def __init__(self, layers: Sequence[Memory], *, recurrent: bool = False) -> None:
+        self.layers, self.recurrent = layers, recurrent
         self.seen = 0
         self._schedule: Schedule | None = None
         self._rows: int | None = None
@@ -148,27 +199,47 @@ class Layered:
 
 
 class Plain(Layered):
-    """A cache of exact memories: keeps every key and value, and rewinds to any group."""
+    """A cache of exact memories: keeps every key and value, and rewinds to any group.
 
-    rewinds = True
+    With states, it rewinds to 0 only: they do not tell what they were before.
+    """
+
+    @property
+    def rewinds(self) -> bool:
+        """Whether groups can be forgotten one by one."""
+        return not self.recurrent
 
     def rewind(self, groups: int) -> None:
-        """Forget all but the first `groups` groups; nothing happens if no more were read."""
+        """Forget all but the first `groups` groups; nothing happens if no more were read.
+
+        Raises:
+            ValueError: only some of the groups that a state sums up would have to be forgotten.
+        """
         if groups and groups >= self.seen:
             return
+        if groups and self.recurrent:
+            raise ValueError(
+                f"a state that sums up {self.seen} groups cannot go back to {groups}: rewind to 0"
+            )
         positions = self._schedule.starts[groups] if self._schedule else 0
         for memory in self.layers:
             memory.rewind(positions)
         self.seen = groups
 
 
-class Constants:
-    """The `once` half of a memory: results that depend on the condition only.
+class Unkeyed:
+    """The half of a memory that is not about keys.
 
-    In VAR the modulation of a block is a third of its weights and the same at every scale.
+    States, and results that depend on the condition only: in VAR the modulation of a block is a
+    third of its weights and the same at every scale.
+
+    Args:
+        groups: how many of the first groups will be read; None: the whole schedule.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, groups: int | None = None) -> None:
+        self._groups = groups
+        self._state: State | None = None
         self._known: dict[Callable[[Tensor], Tensor], Tensor] = {}
         self._rows: int | None = None  # of the results, that still count
 
@@ -178,11 +249,36 @@ class Constants:
             self._known[make] = make(condition)
         return self._known[make][: self._rows]
 
+    def recur(self, step: Step, span: Span) -> Tensor:
+        """Return the output (R, L, D) of a recurrence over `span`; remember the state after it."""
+        out, state = step(self._carried(span), self._goes_on(span))
+        self._state = None if state is None else tuple(map(owned, state))
+        return out
+
     def narrow(self, rows: int) -> None:
         """Return the first `rows` rows of results only, until they are forgotten."""
         self._rows = rows
 
     def forget(self) -> None:
-        """Forget the results: the next condition is another one."""
+        """Forget the results and the state: the next condition is another one."""
         self._known.clear()
-        self._rows = None
+        self._rows = self._state = None
+
+    def _goes_on(self, span: Span) -> bool:
+        """Return whether groups after `span` will be read."""
+        return span.stop < (len(span.schedule) if self._groups is None else self._groups)
+
+    def _carried(self, span: Span) -> State | None:
+        """Return the state that `span` begins with, None at group 0.
+
+        Raises:
+            ValueError: nothing was remembered of the groups before.
+        """
+        if not span.start:
+            return None
+        if self._state is None:
+            raise ValueError(
+                f"no state of the groups before {span.start}: the cache is for "
+                f"{self._groups or len(span.schedule)} groups"
+            )
+        return tuple(t[: self._rows] for t in self._state)

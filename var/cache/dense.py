@@ -1,4 +1,4 @@
-"""The dense cache: keys and values grow by concatenation.
+"""The dense cache: keys and values grow by concatenation, states are replaced.
 
 Simple, takes no more memory than needed, works under autograd; `var.cache.static` is faster.
 """
@@ -10,15 +10,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from var.cache.base import Constants, Plain
+from var.cache.base import Plain, Unkeyed
 from var.schedule import Span
 
 
-class DenseMemory(Constants):
-    """All keys and values of one layer, (R, N, S, d) each."""
+class DenseMemory(Unkeyed):
+    """All keys and values of one layer, (R, N, S, d) each, or its state.
 
-    def __init__(self) -> None:
-        super().__init__()
+    Args:
+        groups: see `Dense`.
+    """
+
+    def __init__(self, groups: int | None = None) -> None:
+        super().__init__(groups)
         self._kept: tuple[Tensor, Tensor] | None = None
 
     def extend(self, q: Tensor, k: Tensor, v: Tensor, span: Span) -> tuple[Tensor, Tensor]:
@@ -46,8 +50,8 @@ class DenseMemory(Constants):
             self._kept = keys[:rows], values[:rows]
 
     def tensors(self) -> Sequence[Tensor]:
-        """Return the keys and values held."""
-        return self._kept or ()
+        """Return the keys and values held, or the state."""
+        return self._kept or self._state or ()
 
     def release(self) -> None:
         """Forget everything."""
@@ -59,8 +63,10 @@ class Dense(Plain):
 
     Args:
         layers: number of layers of the model.
-        groups: of no interest here: it grows as far as need be.
+        groups: after how many of the first groups no state is asked for any more; None: the whole
+            schedule. Keys grow as far as need be.
+        recurrent: layers hand on a state.
     """
 
-    def __init__(self, layers: int, groups: int | None = None) -> None:
-        super().__init__([DenseMemory() for _ in range(layers)])
+    def __init__(self, layers: int, groups: int | None = None, *, recurrent: bool = False) -> None:
+        super().__init__([DenseMemory(groups) for _ in range(layers)], recurrent=recurrent)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from var.cache.base import Step
 from var.schedule import Span
 
 
@@ -15,6 +16,10 @@ class NoMemory:
     def extend(self, q: Tensor, k: Tensor, v: Tensor, span: Span) -> tuple[Tensor, Tensor]:
         """Return `k` and `v`."""
         return k, v
+
+    def recur(self, step: Step, span: Span) -> Tensor:
+        """Return the output of a recurrence from the beginning."""
+        return step(None, False)[0]
 
     def once(self, make: Callable[[Tensor], Tensor], condition: Tensor) -> Tensor:
         """Return `make(condition)`."""

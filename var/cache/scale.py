@@ -11,13 +11,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from var.cache.base import Constants, Layered
+from var.cache.base import Layered, Unkeyed, check_keys, owned
 from var.cache.scale_budget import Budget
 from var.cache.scale_select import Selection
 from var.schedule import Grid, Span
 
 
-class ScaleMemory(Constants):
+class ScaleMemory(Unkeyed):
     """The keys and values that one layer keeps, (R, N, S, d) each, in the order they were read.
 
     Args:
@@ -69,7 +69,7 @@ class ScaleMemory(Constants):
         if not capacity:  # nobody reads on, or there is no room
             return None
         if keys.shape[2] <= capacity:
-            return _owned(keys), _owned(values)
+            return owned(keys), owned(values)
         q = q[:, :, -span.sizes[-1] :]
         kept = self._selection.keep(q, keys, capacity, self._grids[span.stop - 1])
         kept = kept[..., None].expand(-1, -1, -1, keys.shape[-1])
@@ -95,7 +95,7 @@ class ScaleMemory(Constants):
         super().narrow(rows)
         if self._kept is not None:
             keys, values = self._kept
-            self._kept = _owned(keys[:rows]), _owned(values[:rows])
+            self._kept = owned(keys[:rows]), owned(values[:rows])
 
     def tensors(self) -> Sequence[Tensor]:
         """Return the keys and values held."""
@@ -120,8 +120,10 @@ class Scale(Layered):
         score: logits or weights.
         grids: as which grid each group is divided into patches, None: not at all; by default all
             as what they are. The published code takes its squares whatever the image's shape.
+        recurrent: refused, there is nothing to compress.
 
     Raises:
+        UserError: the model has no keys.
         ValueError: the budget is for another number of layers, or a setting out of range.
     """
 
@@ -138,7 +140,9 @@ class Scale(Layered):
         width: int = 5,
         score: str = "logits",
         grids: Sequence[Grid | None] | None = None,
+        recurrent: bool = False,
     ) -> None:
+        check_keys(recurrent, "cache scale")
         if budget.layers != layers:
             raise ValueError(f"the budget is for {budget.layers} layers, the model has {layers}")
         selection = Selection(window=window, pool=pool, width=width, score=score)
@@ -166,8 +170,3 @@ class Scale(Layered):
         for memory in self.layers:
             memory.rewind(0)
         self.seen = 0
-
-
-def _owned(tensor: Tensor) -> Tensor:
-    """Return the tensor, copied if it is part of a larger one, which it would keep alive."""
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()

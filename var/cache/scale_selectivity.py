@@ -13,7 +13,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from var.cache.base import Plain
+from var.cache.base import Plain, check_keys
 from var.cache.dense import DenseMemory
 from var.schedule import Schedule, Span
 
@@ -56,13 +56,24 @@ class Observing(Plain):
         groups: of no interest here.
         top: see `ObservingMemory`, 1 or more.
         queries: likewise.
+        recurrent: refused, there is no attention to what was read before.
+
+    Raises:
+        UserError: the model has no keys.
     """
 
     layers: Sequence[ObservingMemory]
 
     def __init__(
-        self, layers: int, groups: int | None = None, *, top: int = 16, queries: int = 64
+        self,
+        layers: int,
+        groups: int | None = None,
+        *,
+        top: int = 16,
+        queries: int = 64,
+        recurrent: bool = False,
     ) -> None:
+        check_keys(recurrent, "calibration")
         super().__init__([ObservingMemory(top, queries) for _ in range(layers)])
 
     def index(self) -> Tensor:

@@ -1,6 +1,7 @@
 """The static cache: room for all groups that will be read, allocated once, written in place.
 
-For inference. Reused from one generation to the next, so that addresses stay put for CUDA graphs.
+States too. For inference. Reused from one generation to the next, so that addresses stay put for
+CUDA graphs.
 """
 
 from __future__ import annotations
@@ -10,26 +11,31 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from var.cache.base import Constants, Place, Plain
+from var.cache.base import Place, Plain, State, Step, Unkeyed
 from var.schedule import Span
 
 
-class StaticMemory(Constants):
-    """Keys and values of one layer in one tensor (2, R, N, L of the groups it is for, d)."""
+class StaticMemory(Unkeyed):
+    """Keys and values of one layer in one tensor (2, R, N, L of the groups it is for, d).
+
+    Or its state, in one place.
+
+    Args:
+        groups: see `Static`.
+    """
 
     def __init__(self, groups: int | None) -> None:
-        super().__init__()
-        self._groups = groups
+        super().__init__(groups)
         self._room: Tensor | None = None
         self._stale: dict[Callable[[Tensor], Tensor], Tensor] = {}
+        self._stale_state: State | None = None
 
     def extend(self, q: Tensor, k: Tensor, v: Tensor, span: Span) -> tuple[Tensor, Tensor]:
         """Write `k` and `v` where `span` lies; return views of everything up to its end.
 
         The place of a group is given by its schedule, so forgetting groups costs nothing.
         """
-        if torch.is_grad_enabled() and k.requires_grad:
-            raise RuntimeError("the static cache is for inference only; under autograd take Dense")
+        _check_inference(k)
         room, length = self._room, span.schedule[: self._groups].positions.stop
         if room is None or not _fits(room[:, : self._rows], k, length):
             if span.start:
@@ -40,6 +46,24 @@ class StaticMemory(Constants):
         span.store(keys, k)
         span.store(values, v)
         return span.seen(keys), span.seen(values)
+
+    def recur(self, step: Step, span: Span) -> Tensor:
+        """Return the output (R, L, D) of a recurrence; write the state where the last one was."""
+        out, state = step(self._carried(span), self._goes_on(span))
+        _check_inference(out)
+        if state is not None:
+            self._write(state)
+        return out
+
+    def _write(self, state: State) -> None:
+        rooms = self._state or self._stale_state
+        if rooms is None or (self._rows is None and [*map(_kind, rooms)] != [*map(_kind, state)]):
+            with torch.inference_mode(False):  # to be written to again, as the room
+                rooms = tuple(t.clone() for t in state)
+        else:
+            for room, tensor in zip(rooms, state, strict=True):
+                room[: self._rows].copy_(tensor)
+        self._state = rooms
 
     def once(self, make: Callable[[Tensor], Tensor], condition: Tensor) -> Tensor:
         """Return `make(condition)`, computed the first time and written where the last one was."""
@@ -56,6 +80,7 @@ class StaticMemory(Constants):
         """Nothing to do but to forget the condition at 0: later writes replace what is stale."""
         if not positions:
             self._stale |= self._known
+            self._stale_state = self._state or self._stale_state
             self.forget()
 
     def place(self) -> Place:
@@ -64,14 +89,19 @@ class StaticMemory(Constants):
         return tuple((t.data_ptr(), *t.shape) for t in (*self.tensors(), *held))
 
     def tensors(self) -> Sequence[Tensor]:
-        """Return the room."""
-        return () if self._room is None else (self._room,)
+        """Return the room of keys and values, or of the state."""
+        return self._state or self._stale_state or (() if self._room is None else (self._room,))
 
     def release(self) -> None:
         """Forget everything, and give the room back."""
         self.rewind(0)
         self._stale.clear()
-        self._room = None
+        self._room = self._stale_state = None
+
+
+def _check_inference(tensor: Tensor) -> None:
+    if torch.is_grad_enabled() and tensor.requires_grad:
+        raise RuntimeError("the static cache is for inference only; under autograd take Dense")
 
 
 def _fits(room: Tensor, k: Tensor, length: int) -> bool:
@@ -97,10 +127,11 @@ class Static(Plain):
     Args:
         layers: number of layers of the model.
         groups: how many of the first groups will be read; None: the whole schedule.
+        recurrent: layers hand on a state.
     """
 
-    def __init__(self, layers: int, groups: int | None = None) -> None:
-        super().__init__([StaticMemory(groups) for _ in range(layers)])
+    def __init__(self, layers: int, groups: int | None = None, *, recurrent: bool = False) -> None:
+        super().__init__([StaticMemory(groups) for _ in range(layers)], recurrent=recurrent)
 
     def place(self) -> Place:
         """Return the addresses and shapes of rooms and constants."""

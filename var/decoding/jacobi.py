@@ -278,6 +278,11 @@ class Jacobi:
 
     def _made(self, kind: CacheKind | None) -> Cache:
         cache = self.model.new_cache(kind)
+        if cache.recurrent:
+            raise UserError(
+                "decoding=jacobi takes back guesses, which a model that remembers a state, and no "
+                "keys, cannot: use decoding=sequential"
+            )
         if not cache.rewinds:
             raise UserError(
                 "decoding=jacobi takes back guesses, which this cache cannot: use cache=static or "

@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from var.nn.attention import attend
 from var.nn.compiling import compile_methods
 from var.nn.gated import GatedMlp, gated_hidden
 from var.nn.linear import Linear
 from var.nn.rms import RMSNorm, modulated
-from var.nn.rotary import CrossAttention, RotaryAttention, Turn, attend, turn
+from var.nn.rotary import CrossAttention, RotaryAttention, Turn, turn
 from var.schedule import Span
 
 Pair = tuple[Tensor, Tensor]

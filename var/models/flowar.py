@@ -21,11 +21,12 @@ from var.heads.flow import Flow
 from var.heads.flow_net import FlowNet
 from var.models.base import check_span
 from var.nn.adaln import Modulation
+from var.nn.attention import attend
 from var.nn.classes import Classes
 from var.nn.compiling import compile_methods
 from var.nn.gated import GatedMlp, gated_hidden
 from var.nn.rms import RMSNorm, modulated
-from var.nn.rotary import RotaryAttention, Turn, attend, turn
+from var.nn.rotary import RotaryAttention, Turn, turn
 from var.schedule import Schedule, Span
 
 

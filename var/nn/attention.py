@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from var.nn.linear import Linear
+from var.schedule import Span
 
 
 class CosineScale(nn.Module):
@@ -56,10 +57,39 @@ class FixedScale(nn.Module):
         return q * self.factor, k
 
 
+def attend(
+    q: Tensor, keys: Tensor, values: Tensor, span: Span, *, own: bool = False, drop: float = 0.0
+) -> Tensor:
+    """Return what the positions of a span make of what they see, (R, L, N d).
+
+    A group sees everything up to its own end; nothing is masked, groups are attended to as groups.
+
+    Args:
+        q: (R, N, L, d), scaled.
+        keys, values: (R, N, S, d), those of the span at the end.
+        span: the positions.
+        own: a group sees itself only.
+        drop: probability of dropping an attention weight.
+    """
+    past, start = keys.shape[2] - len(span), 0
+    seen: list[Tensor] = []  # not list[Tensor](): a compiler would stop there
+    for size in span.sizes:
+        stop = start + size
+        here = slice(past + start if own else 0, past + stop)
+        part = F.scaled_dot_product_attention(
+            q[:, :, start:stop], keys[:, :, here], values[:, :, here], dropout_p=drop, scale=1.0
+        )
+        seen.append(part)
+        start = stop
+    out = seen[0] if len(seen) == 1 else torch.cat(seen, dim=2)
+    return rearrange(out, "R N L d -> R L (N d)")
+
+
 class Attention(nn.Module):
     """Self-attention with biases on queries and values but not on keys.
 
     In two halves, `split` and `mix`: what is attended to is the business of a memory between them.
+    Groups that see no more than themselves are `attend`ed to, between `split` and `project`.
 
     Args:
         width: of the residual stream, D.
@@ -100,6 +130,15 @@ class Attention(nn.Module):
 
     def mix(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """Return the output (R, L, D) of queries (R, N, L, d) that see keys (R, N, S, d)."""
-        dropout = self.attention_drop if self.training else 0.0
+        dropout = self.dropped
         out = F.scaled_dot_product_attention(q, keys, values, mask, dropout_p=dropout, scale=1.0)
-        return self.drop(self.proj(rearrange(out, "R N L d -> R L (N d)")))
+        return self.project(rearrange(out, "R N L d -> R L (N d)"))
+
+    def project(self, out: Tensor) -> Tensor:
+        """Return the projection (R, L, D) of what was seen (R, L, D)."""
+        return self.drop(self.proj(out))
+
+    @property
+    def dropped(self) -> float:
+        """Probability of dropping an attention weight now."""
+        return self.attention_drop if self.training else 0.0

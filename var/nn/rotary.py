@@ -1,4 +1,4 @@
-"""Attention with two-dimensional rotary positions, group by group (FlowAR, section 3).
+"""Attention with two-dimensional rotary positions (FlowAR, section 3; LlamaGen, 3.2).
 
 Letters: R rows, N heads, L positions of a span, S positions attended to, d channels of a head.
 """
@@ -87,34 +87,6 @@ def rotate(x: Tensor, turn: Turn) -> Tensor:
     return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
 
 
-def attend(
-    q: Tensor, keys: Tensor, values: Tensor, span: Span, *, own: bool = False, drop: float = 0.0
-) -> Tensor:
-    """Return what the positions of a span make of what they see, (R, L, N d).
-
-    A group sees everything up to its own end; nothing is masked, groups are attended to as groups.
-
-    Args:
-        q: (R, N, L, d), scaled.
-        keys, values: (R, N, S, d), those of the span at the end.
-        span: the positions.
-        own: a group sees itself only.
-        drop: probability of dropping an attention weight.
-    """
-    past, start = keys.shape[2] - len(span), 0
-    seen: list[Tensor] = []  # not list[Tensor](): a compiler would stop there
-    for size in span.sizes:
-        stop = start + size
-        here = slice(past + start if own else 0, past + stop)
-        part = F.scaled_dot_product_attention(
-            q[:, :, start:stop], keys[:, :, here], values[:, :, here], dropout_p=drop, scale=1.0
-        )
-        seen.append(part)
-        start = stop
-    out = seen[0] if len(seen) == 1 else torch.cat(seen, dim=2)
-    return rearrange(out, "R N L d -> R L (N d)")
-
-
 def behind(queries: int, keys: int, device: torch.device) -> Tensor:
     """Return which keys are not ahead of positions that are the last ones, (L, S) bool."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
@@ -148,7 +120,7 @@ def attend_back(
 
 
 class RotaryAttention(nn.Module):
-    """Multi-head self-attention in two halves, `split` and `mix`; `attend` lies between them.
+    """Multi-head self-attention in two halves, `split` and `mix`: what is attended to lies between.
 
     Args:
         width: of the residual stream, D.

@@ -12,6 +12,7 @@ How the numbers of the original map to our pieces:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -89,17 +90,33 @@ def build(config: Config, state: State) -> Parts:
     Raises:
         UserError: configuration and state do not fit; names the keys.
     """
+    return parts(config, state, "var", _BUILDERS)
+
+
+def parts(
+    config: Config, state: State, name: str, builders: dict[str, Callable[[Config, State], Parts]]
+) -> Parts:
+    """Return the parts that the state of a system with this tokenizer holds.
+
+    Args:
+        config, state: see `build`; what is said of `var` there holds for `name`.
+        name: of the transformer's configuration, and of its prefix.
+        builders: by `cls`. The first one is the transformer's.
+
+    Raises:
+        UserError: see `build`.
+    """
     if "cls" in config:
-        if config["cls"] not in _BUILDERS:
-            raise UserError(f"unknown cls {config['cls']}; there are: {', '.join(_BUILDERS)}")
-        return _BUILDERS[config["cls"]](config, state)
-    if set(config) != {"vae", "var"}:
-        raise UserError(f"expected keys `vae` and `var`, or `cls`; got {', '.join(config)}")
-    both = _with_sizes(config["var"], config["vae"])
+        if config["cls"] not in builders:
+            raise UserError(f"unknown cls {config['cls']}; there are: {', '.join(builders)}")
+        return builders[config["cls"]](config, state)
+    if set(config) != {"vae", name}:
+        raise UserError(f"expected keys `vae` and `{name}`, or `cls`; got {', '.join(config)}")
+    build_model, both = next(iter(builders.values())), with_sizes(config[name], config["vae"])
     if not any("/" in key for key in state):
-        return _model(both, state)
-    states = split(state, ("var", "vae"))
-    model = _model(both, states["var"])
+        return build_model(both, state)
+    states = split(state, (name, "vae"))
+    model = build_model(both, states[name])
     tokenizer = _tokenizer(config["vae"], states["vae"]) if states["vae"] else Parts()
     return replace(model, tokenizer=tokenizer.tokenizer, tokenizer_spec=tokenizer.tokenizer_spec)
 
@@ -111,30 +128,51 @@ def blueprint(config: Config) -> Parts:
         config: as for `build`, of a whole tokenizer or of both.
     """
     vae = config.get("vae", config)
-    model = _model_spec(_with_sizes(config["var"], vae), l2_norm=True) if "var" in config else None
-    return Parts(
-        schedule=Schedule.scales(vae["v_patch_nums"]),
-        model_spec=model,
-        tokenizer_spec=_tokenizer_spec(vae),
-    )
+    model = _model_spec(with_sizes(config["var"], vae), l2_norm=True) if "var" in config else None
+    return replace(tokenizer_blueprint(vae), model_spec=model)
+
+
+def tokenizer_blueprint(config: Config) -> Parts:
+    """Return how a tokenizer is built, and the schedule that it is published with."""
+    schedule = Schedule.scales(config["v_patch_nums"])
+    return Parts(schedule=schedule, tokenizer_spec=_tokenizer_spec(config))
 
 
 def _model(config: Config, state: State) -> Parts:
     # Copies of the released files from before April 2024 are of the other attention variant.
-    spec = _model_spec(config, l2_norm=any("scale_mul_1H11" in key for key in state))
+    spec = _model_spec(config, l2_norm=has_l2_norm(state))
     model = recipe.build(spec, "VAR")
     var_keys.MODEL.load(model, state, "the state of VAR")
     return Parts(model=model, model_spec=spec, schedule=Schedule.scales(spec["ladder"]))
 
 
 def _model_spec(config: Config, l2_norm: bool) -> Spec:
+    return {"_target_": "var.models.var.VAR", **model_numbers(config, "VAR", l2_norm)}
+
+
+def model_numbers(config: Config, what: str, l2_norm: bool) -> Spec:
+    """Return the numbers of a next-scale transformer's constructor.
+
+    Args:
+        config: published keywords.
+        what: name of the configuration in error messages.
+        l2_norm: whether attention is cosine attention, where the configuration does not say.
+
+    Raises:
+        UserError: a keyword is unknown or missing.
+    """
     defaults = {**_MODEL_DEFAULTS, "attn_l2_norm": l2_norm}
-    values = renamed(config, _MODEL_NAMES, "VAR", defaults=defaults, ignored=_MODEL_IGNORED)
-    return {"_target_": "var.models.var.VAR", **values}
+    return renamed(config, _MODEL_NAMES, what, defaults=defaults, ignored=_MODEL_IGNORED)
 
 
-def _with_sizes(var: Config, vae: Config) -> Config:
-    return {"vocab_size": vae["vocab_size"], "Cvae": vae["z_channels"], **var}
+def has_l2_norm(state: State) -> bool:
+    """Return whether a transformer's published state is of the variant with cosine attention."""
+    return any("scale_mul_1H11" in key for key in state)
+
+
+def with_sizes(model: Config, vae: Config) -> Config:
+    """Return a transformer's configuration with what its tokenizer's says of codes."""
+    return {"vocab_size": vae["vocab_size"], "Cvae": vae["z_channels"], **model}
 
 
 def _tokenizer(config: Config, state: State) -> Parts:
@@ -177,7 +215,8 @@ def _tokenizer_parts(tokenizer: Any, spec: Spec, config: Config) -> Parts:
     return Parts(tokenizer=tokenizer, tokenizer_spec=spec, schedule=schedule)
 
 
-_BUILDERS = {"VAR": _model, "VQVAE": _tokenizer, "VectorQuantizer2": _quantizer}
+TOKENIZERS = {"VQVAE": _tokenizer, "VectorQuantizer2": _quantizer}
+_BUILDERS = {"VAR": _model, **TOKENIZERS}
 
 _LADDER_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 _LADDER_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)

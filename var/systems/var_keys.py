@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from var.models.foreign import Key, KeyTable
+from var.models.nextscale import NextScale
 from var.models.var import VAR
 
 MODEL = KeyTable(
@@ -68,8 +69,18 @@ def tokenizer(sharing: int) -> KeyTable:
 
 def publish(model: VAR) -> dict[str, Tensor]:
     """Return the published state dict of a model, with the buffers that a strict loader expects."""
-    span, state = model.schedule[:], MODEL.publish(model.state_dict())
-    allowed = span.mask()
+    return with_buffers(model, MODEL, model.schedule[:].mask())
+
+
+def with_buffers(model: NextScale, keys: KeyTable, allowed: Tensor | None) -> dict[str, Tensor]:
+    """Return the published state dict of a model, with the buffers that transformers share.
+
+    Args:
+        model: whose weights these are.
+        keys: table of its names.
+        allowed: (L, L) who may attend to whom; None: everyone to everyone.
+    """
+    span, state = model.schedule[:], keys.publish(model.state_dict())
     bias = torch.zeros(len(span), len(span))
     if allowed is not None:
         bias.masked_fill_(~allowed, -torch.inf)
