@@ -65,6 +65,13 @@ TOYS = {
         {"init_gate": 1.0, "init_head": 10.0},
         Sampling(guidance=1.5, top_k=20),
     ),
+    "mvar": Toy(
+        {"_target_": "var.tokenizers.multiscale.MultiScaleVQ", **CODES, "scales": 3, "groups": 4},
+        {"_target_": "var.models.mvar.MVAR", **LADDERED, "depth": 2, "vocabulary": 32},
+        SCALES,
+        {"init_gate": 1.0, "init_head": 10.0},
+        Sampling(guidance=1.5, top_k=20),
+    ),
     "flowar": Toy(
         {"_target_": "var.tokenizers.continuous.KL", "vae": VAE},
         {"_target_": "var.models.flowar.FlowAR", **LADDERED, **STACKS},
@@ -89,8 +96,8 @@ TOYS = {
 }
 # For tests of all families: parametrises what `tiny_run` returns, and whatever is made of it.
 RUNS = pytest.mark.parametrize("tiny_run", TOYS, indirect=True)
-# Of families that decide scale after scale, for what has to do with scales.
-LADDERED_RUNS = pytest.mark.parametrize("tiny_run", ["var", "flowar"], indirect=True)
+# Of families that decide scale after scale and remember keys, for caches that compress them.
+KEYED_RUNS = pytest.mark.parametrize("tiny_run", ["var", "flowar"], indirect=True)
 
 
 def make_run(seed: int = 0, family: str = "var") -> Run:

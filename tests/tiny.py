@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from var.condition import Condition
 from var.models.flowar import FlowAR
+from var.models.mvar import MVAR
+from var.models.nextscale import NextScale
 from var.models.raster import Raster
 from var.models.var import VAR
 from var.sampling import Sampling
@@ -41,7 +43,7 @@ def shaken(module: nn.Module, scale: float, seed: int = 0) -> nn.Module:
     return module
 
 
-def model(**changes: Any) -> VAR:
+def model(kind: type[NextScale] = VAR, **changes: Any) -> NextScale:
     """Return a transformer in evaluation mode."""
     settings = {
         "depth": 2,
@@ -52,8 +54,8 @@ def model(**changes: Any) -> VAR:
         "classes": CLASSES,
         "ladder": LADDER,
     }
-    made = shaken(VAR(**{**settings, **changes}), scale=0.25).eval()
-    assert isinstance(made, VAR)
+    made = shaken(kind(**{**settings, **changes}), scale=0.25).eval()
+    assert isinstance(made, kind)
     return made
 
 
@@ -155,6 +157,7 @@ class Family(NamedTuple):
         elsewhere: keywords of a model of another schedule.
         shown: draws what a canvas might show (B, L, ...) at random, likewise.
         condition: of labels (B,).
+        recurrent: its models remember states instead of keys.
     """
 
     model: Callable[..., Any]
@@ -165,6 +168,7 @@ class Family(NamedTuple):
     elsewhere: dict[str, Any]
     shown: Callable[..., Tensor] = vectors
     condition: Callable[[Tensor], Condition] = Condition
+    recurrent: bool = False
 
     @property
     def plain(self) -> Sampling:
@@ -195,6 +199,13 @@ class Family(NamedTuple):
         if not x.is_floating_point():
             x, model.codes = model.codes(x).detach(), nn.Identity()
         return model, x.requires_grad_()
+
+    def held(self, rows: int, groups: int, *, layers: int = 2, width: int = WIDTH) -> int:
+        """Return the bytes of an exact cache in float32 with room for so many groups."""
+        if self.recurrent:  # the tail of a convolution, and the state behind it
+            channels = 2 * width
+            return layers * rows * (3 * (channels + 2 * 64) + channels * 64) * 4
+        return layers * rows * 2 * self.schedule.starts[groups] * width * 4
 
     def changed(self, **changes: Any) -> Family:
         """Return the family with other keywords of its models."""
@@ -241,9 +252,13 @@ _RASTER = Family(
     elsewhere={"grid": 2},
     shown=ids,
 )
+_MVAR = _VAR._replace(
+    model=partial(model, MVAR), larger={"depth": 3, "width": 64}, recurrent=True
+)
 # Those that decide scale after scale, for what has to do with scales.
 LADDERED = {
     "var": _VAR,
+    "mvar": _MVAR,
     "flowar": _FLOWAR,
     "flowar-cross": _FLOWAR.changed(cross=True, head_depth=2),
 }
@@ -252,6 +267,9 @@ VARIANTS = {
     **FAMILIES,
     "var-fixed": _VAR.changed(l2_norm=False),
     "var-shared": _VAR.changed(shared_adaln=True),
+    "mvar-fixed": _MVAR.changed(l2_norm=False, width=64),
+    "mvar-shared": _MVAR.changed(shared_adaln=True),
+    "mvar-rectangles": _MVAR.changed(ladder=[(2, 3), 4, (5, 4)], mlp_ratio=1.5),
     "var-rectangles": _VAR.changed(ladder=[(2, 3), 4, (5, 4)], mlp_ratio=1.5),
     "flowar-rectangles": _FLOWAR.changed(ladder=[(2, 3), 4, (5, 4)], decoder_heads=4),
     "raster-grouped": _RASTER.changed(heads=4, kv_heads=2),
@@ -259,9 +277,17 @@ VARIANTS = {
     "raster-text": _RASTER._replace(model=worded, condition=described),
 }
 
-laddered = pytest.mark.parametrize("family", LADDERED.values(), ids=LADDERED)
-families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-variants = pytest.mark.parametrize("family", VARIANTS.values(), ids=VARIANTS)
+def _each(found: dict[str, Family]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("family", found.values(), ids=found)
+
+
+def _keyed(found: dict[str, Family]) -> dict[str, Family]:
+    return {name: family for name, family in found.items() if not family.recurrent}
+
+
+families, variants = _each(FAMILIES), _each(VARIANTS)
+# Those that remember keys: parts of them can be forgotten, positions or, scale by scale, shares.
+rewinding, compressible = _each(_keyed(VARIANTS)), _each(_keyed(LADDERED))
 samplings = pytest.mark.parametrize(
     ("family", "sampling"),
     [

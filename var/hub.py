@@ -17,7 +17,14 @@ from torch import Tensor, nn
 
 from var import diffusers_vae, store
 from var.errors import UserError
-from var.published import CHECKPOINTS, Checkpoint, Parts, blueprint, load_published
+from var.published import (
+    CHECKPOINTS,
+    Checkpoint,
+    Parts,
+    as_if_released,
+    blueprint,
+    load_published,
+)
 from var.recipe import Data, Recipe
 from var.sampling import Sampling
 from var.store import Run
@@ -49,7 +56,9 @@ def find(
     alone or as the `vae` of a pipeline (it becomes a run with a tokenizer), a shipped name, a
     published name (downloaded the first time), `owner/name` on the Hugging Face hub, a folder of
     either kind (likewise, never more than its files).
-    `random/<published name>` is a model of that size with random weights, always the same ones.
+    `random/<published name>` is a model of that size with random weights, always the same ones;
+    `random/var-d<depth>` and `random/mvar-d<depth>` may be of any depth, and `@<pixels>` behind the
+    name of a model that decides scales says for images of which size.
 
     Args:
         name: what to look up.
@@ -144,7 +153,7 @@ def _published(
 
 
 def _random(name: str, device: torch.device, dtype: torch.dtype) -> Run:
-    recipe, model = _recipe(blueprint(name), CHECKPOINTS[name]), None
+    recipe, model = _recipe(blueprint(name), as_if_released(name)), None
     tokenizer = untrained(recipe.tokenizer, f"{name}: tokenizer", device=device)
     if recipe.backbone is not None:
         model = untrained(recipe.backbone, f"{name}: backbone", device=device, dtype=dtype)

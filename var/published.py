@@ -5,18 +5,29 @@ The registry only; each system has its own module in `var.systems`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from var.errors import UserError
+from var.schedule import Schedule
 from var.systems import code, flowar, llamagen, mvar, sjd
 from var.systems import var as var_system
-from var.systems.base import Checkpoint, Config, Parts, State, System
+from var.systems.base import Checkpoint, Config, Ladder, Parts, State, System
 from var.systems.files import locate, read_state
 
-__all__ = ["CHECKPOINTS", "Checkpoint", "Parts", "blueprint", "build", "load_published"]
+__all__ = [
+    "CHECKPOINTS",
+    "Checkpoint",
+    "Parts",
+    "as_if_released",
+    "blueprint",
+    "build",
+    "load_published",
+]
 
 _SYSTEMS: dict[str, System] = {
     "var": var_system,
@@ -32,6 +43,20 @@ _BLUEPRINTS: dict[str, Callable[[Config], Parts]] = {
     "flowar": flowar.blueprint,
     "llamagen": llamagen.blueprint,
     "mvar": mvar.blueprint,
+}
+
+# Of systems that follow one rule at every depth, `<system>-d<depth>`.
+_OF_DEPTH: dict[str, Callable[[int], Checkpoint]] = {
+    "var": var_system.of_depth,
+    "mvar": mvar.of_depth,
+}
+_DEPTH = re.compile(r"[1-9][0-9]{0,2}")
+
+# Of systems that decide scales: the usual ladders by side of the images in pixels.
+_LADDERS: dict[str, Mapping[int, Ladder]] = {
+    "var": var_system.LADDERS,
+    "mvar": var_system.LADDERS,
+    "flowar": {256 << k: tuple(2**i for i in range(5 + k)) for k in range(3)},
 }
 
 CHECKPOINTS: dict[str, Checkpoint] = {
@@ -59,21 +84,48 @@ def build(system: str, config: Config, state: State) -> Parts:
     return _SYSTEMS[system].build(config, state)
 
 
-def blueprint(name: str) -> Parts:
-    """Return how the parts of a released checkpoint are built: specs and schedule, no weights.
+def as_if_released(name: str) -> Checkpoint:
+    """Return a released checkpoint, or what one of another depth, or for other images, would be.
+
+    Its configuration is that for released images: `blueprint` puts the other ladder in.
 
     Args:
-        name: a key of `CHECKPOINTS`.
+        name: a key of `CHECKPOINTS`, or `var-d<depth>` or `mvar-d<depth>` of any depth; behind
+            it, if the model decides scales, perhaps `@<pixels>`, the side of its images.
 
     Raises:
-        UserError: unknown name, or its system is known from its files only.
+        UserError: unknown name, or no ladder is known for images of that size.
     """
-    if name not in CHECKPOINTS:
-        raise UserError(f"unknown checkpoint {name}; there are: {', '.join(CHECKPOINTS)}")
-    checkpoint = CHECKPOINTS[name]
+    plain, at, pixels = name.partition("@")
+    checkpoint = CHECKPOINTS.get(plain) or _of_depth(plain)
+    if not at:
+        return checkpoint
+    ladders = _LADDERS.get(checkpoint.system)
+    if ladders is None:
+        raise UserError(
+            f"{name}: {plain} decides no scales, so that it is for images of {checkpoint.size} "
+            f"pixels only: leave @{pixels} out"
+        )
+    if pixels not in map(str, ladders):
+        sizes = ", ".join(f"{plain}@{size}" for size in ladders)
+        raise UserError(f"{name}: no ladder is known for that size; there are: {sizes}")
+    return replace(checkpoint, size=int(pixels))
+
+
+def blueprint(name: str) -> Parts:
+    """Return how the parts of a checkpoint are built: specs and schedule, no weights.
+
+    Args:
+        name: as for `as_if_released`.
+
+    Raises:
+        UserError: likewise, or its system is known from its files only.
+    """
+    checkpoint = as_if_released(name)
     if checkpoint.system not in _BLUEPRINTS:
         raise UserError(f"{name} can be had with its published weights only")
-    return _BLUEPRINTS[checkpoint.system](checkpoint.config)
+    parts = _BLUEPRINTS[checkpoint.system](checkpoint.config)
+    return _on(_LADDERS[checkpoint.system][checkpoint.size], parts) if "@" in name else parts
 
 
 def load_published(name: str, folder: str | Path | None = None) -> Parts:
@@ -99,3 +151,27 @@ def load_published(name: str, folder: str | Path | None = None) -> Parts:
         return build(checkpoint.system, checkpoint.config, state)
     except UserError as error:
         raise UserError(f"{' and '.join(map(str, paths))} are not {name}: {error}") from error
+
+
+def _of_depth(name: str) -> Checkpoint:
+    system, _, depth = name.rpartition("-d")
+    if system not in _OF_DEPTH or not _DEPTH.fullmatch(depth):
+        rules = " and ".join(f"{system}-d<depth>" for system in _OF_DEPTH)
+        raise UserError(
+            f"unknown checkpoint {name}; there are: {', '.join(CHECKPOINTS)}; "
+            f"and, without weights, {rules} of depths 1 to 999"
+        )
+    return _OF_DEPTH[system](int(depth))
+
+
+def _on(ladder: Ladder, parts: Parts) -> Parts:
+    """Return how parts are built for another ladder."""
+    model, tokenizer = parts.model_spec, parts.tokenizer_spec
+    if tokenizer and "scales" in tokenizer:
+        tokenizer = {**tokenizer, "scales": len(ladder)}
+    return replace(
+        parts,
+        model_spec=model and {**model, "ladder": ladder},
+        tokenizer_spec=tokenizer,
+        schedule=Schedule.scales(ladder),
+    )

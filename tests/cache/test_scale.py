@@ -71,13 +71,13 @@ def held(cache: Scale) -> list[int]:
 
 
 @pytest.mark.parametrize("score", ["logits", "weights"])
-@tiny.laddered
+@tiny.compressible
 def test_a_full_budget_gives_the_tokens_of_a_dense_cache(family: Family, score: str) -> None:
     full = Budget.shared(SCHEDULE, LAYERS, 1.0)
     same(drawn(kind(full, score=score), family=family), drawn(Dense, family=family))
 
 
-@tiny.laddered
+@tiny.compressible
 def test_a_tight_budget_changes_what_is_drawn(family: Family) -> None:
     ours, theirs = drawn(kind(), family=family), drawn(Dense, family=family)
     same(ours[:2], theirs[:2])
@@ -85,7 +85,7 @@ def test_a_tight_budget_changes_what_is_drawn(family: Family) -> None:
 
 
 @pytest.mark.parametrize("pool", ["max", "mean"])
-@tiny.laddered
+@tiny.compressible
 def test_every_image_alone_is_the_image_in_a_batch_of_eight(family: Family, pool: str) -> None:
     together = drawn(kind(pool=pool), family=family)
     for i, label in enumerate(LABELS):
@@ -93,7 +93,7 @@ def test_every_image_alone_is_the_image_in_a_batch_of_eight(family: Family, pool
         same([group[i : i + 1] for group in together], alone)
 
 
-@tiny.laddered
+@tiny.compressible
 def test_the_same_seed_makes_the_same_image(family: Family) -> None:
     first, again, other = (drawn(kind(), seed=seed, family=family) for seed in (10, 10, 11))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -169,7 +169,7 @@ def test_queries_of_the_last_group_decide_however_many_were_read() -> None:
     assert found[0].shape[2] == 18 and torch.equal(*found)
 
 
-@tiny.laddered
+@tiny.compressible
 def test_a_prefill_sees_what_teacher_forcing_sees(family: Family) -> None:
     model, x = family.model(ladder=LADDER), tiny.vectors(2, 45)
     condition, span = Condition(torch.tensor([1, -1])), SCHEDULE[:4]
@@ -192,7 +192,7 @@ def test_a_layer_without_room_reads_the_current_group_alone() -> None:
         assert keys.shape[2] == length
 
 
-@tiny.laddered
+@tiny.compressible
 def test_rewound_to_0_it_serves_another_batch_and_condition(family: Family) -> None:
     decoding = Listening(family.model(ladder=LADDER), kind())
     tokenizer, sampling = family.tokenizer(len(LADDER)), family.guided

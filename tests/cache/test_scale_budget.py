@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import LADDERED_RUNS
+from tests.conftest import KEYED_RUNS
 from var import store
 from var.cache.scale_budget import Budget
 from var.choices import scale
@@ -215,7 +215,7 @@ def test_the_budget_of_a_run_travels_with_it_and_is_its_default(
         load(run_folder)
 
 
-@LADDERED_RUNS
+@KEYED_RUNS
 def test_a_pipeline_takes_it_by_name(pipe: Pipeline) -> None:
     whole = pipe([0, 1, 2], seed=3, cache=scale(pipe, budget=1.0))
     assert torch.equal(whole, pipe([0, 1, 2], seed=3, cache="dense"))

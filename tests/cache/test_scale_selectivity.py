@@ -35,7 +35,7 @@ def test_the_index_is_the_product_of_means_over_all_that_was_read() -> None:
     torch.testing.assert_close(cache.index(), expected[None, None])
 
 
-@tiny.laddered
+@tiny.compressible
 def test_observing_changes_nothing(family: tiny.Family) -> None:
     model, schedule = family.model(), tiny.SCHEDULE
     x = tiny.vectors(2, schedule.starts[-1])

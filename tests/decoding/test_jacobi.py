@@ -265,7 +265,7 @@ def test_each_turn_decides_a_group_at_least_and_a_window_at_most() -> None:
     assert min(steps) >= 1 and max(steps) == 6 and done[-1] == 25
 
 
-@tiny.families
+@tiny.rewinding
 def test_families_that_decide_codes_can_be_decided_so(family: Family) -> None:
     if not hasattr(family.model().head, "vocabulary"):
         return

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from var import recipe
 from var.bench.naive_heads import autocast, naive_head
+from var.bench.naive_mvar import NaiveMVAR
 from var.bench.naive_raster import NaiveRaster
 from var.cache.base import Cache, CacheKind, Plain
 from var.cache.dense import DenseMemory
 from var.condition import Condition
 from var.errors import UserError
 from var.models.base import Backbone
+from var.models.mvar import MVAR
 from var.models.raster import Raster
 from var.schedule import Span
 from var.store import Run
@@ -48,8 +50,9 @@ def naive(run: Run, dtype: torch.dtype = torch.float32) -> Run:
     head = naive_head(model.head, dtype)  # type: ignore[arg-type]
     if head is None:
         raise UserError(f"there is no naive row for heads of {type(model.head).__name__}")
-    if isinstance(model, Raster):
-        model = NaiveRaster(model)
+    for kind, other in ((Raster, NaiveRaster), (MVAR, NaiveMVAR)):
+        if isinstance(model, kind):
+            model = other(model)
     backbone = NaiveBackbone(cast(Backbone, model), head, dtype)
     return Run(run.recipe, NaiveTokenizer(tokenizer, dtype), backbone)
 

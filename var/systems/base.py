@@ -14,6 +14,8 @@ from var.schedule import Schedule
 Config = Mapping[str, Any]
 State = Mapping[str, Tensor]
 Spec = dict[str, Any]
+# Sides of an image's scales, coarse to fine.
+Ladder = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A released checkpoint.
+    """A released checkpoint, or what one would be that follows the same rules.
 
     Attributes:
         system: name of the builder.
@@ -49,7 +51,8 @@ class Checkpoint:
         files: prefix of the state's keys to file in the repository; no prefix if there is one file.
             Where a file goes by several names, the last is that in the repository.
         config: for the builder.
-        parameters: of the model or, where there is none, of the tokenizer.
+        parameters: of the model or, where there is none, of the tokenizer; None if it was never
+            released.
         size: side of its images in pixels.
         sampling: published settings, keywords of `Sampling`.
         decoding: published decoding, see `Recipe.decoding`; None: group by group.
@@ -60,7 +63,7 @@ class Checkpoint:
     repository: str
     files: Mapping[str, str | tuple[str, ...]]
     config: Config
-    parameters: int
+    parameters: int | None
     size: int
     sampling: Mapping[str, Any] = field(default_factory=dict[str, Any])
     decoding: Config | None = None

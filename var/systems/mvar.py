@@ -147,7 +147,13 @@ def _check_fixed(config: Config, published: Config, what: str) -> None:
 _BUILDERS = {"MVAR": _model, "Mamba2": _mixer, **var.TOKENIZERS}
 
 
-def _checkpoint(depth: int, parameters: int) -> Checkpoint:
+def of_depth(depth: int, parameters: int | None = None) -> Checkpoint:
+    """Return the checkpoint of a depth, released or not: all follow one rule.
+
+    Args:
+        depth: 1 or more.
+        parameters: as counted in the released file; None: there is none.
+    """
     like = var.CHECKPOINTS["var-d16"]
     known = {key: like.config["var"][key] for key in ("num_classes", "patch_nums")}
     return replace(
@@ -162,9 +168,9 @@ def _checkpoint(depth: int, parameters: int) -> Checkpoint:
 
 
 CHECKPOINTS = {
-    "mvar-d12": _checkpoint(12, 198_435_424),
-    "mvar-d16": _checkpoint(16, 464_157_184),
-    "mvar-d20": _checkpoint(20, 900_528_736),
-    "mvar-d24": _checkpoint(24, 1_550_067_136),
-    "mvar-d32": _checkpoint(32, 3_658_707_968),
+    "mvar-d12": of_depth(12, 198_435_424),
+    "mvar-d16": of_depth(16, 464_157_184),
+    "mvar-d20": of_depth(20, 900_528_736),
+    "mvar-d24": of_depth(24, 1_550_067_136),
+    "mvar-d32": of_depth(32, 3_658_707_968),
 }

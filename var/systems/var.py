@@ -12,7 +12,7 @@ How the numbers of the original map to our pieces:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from var import recipe
 from var.errors import UserError
 from var.schedule import Schedule
 from var.systems import var_keys
-from var.systems.base import Checkpoint, Config, Parts, Spec, State, renamed, split
+from var.systems.base import Checkpoint, Config, Ladder, Parts, Spec, State, renamed, split
 
 _MODEL_NAMES = {
     "depth": "depth",
@@ -218,12 +218,16 @@ def _tokenizer_parts(tokenizer: Any, spec: Spec, config: Config) -> Parts:
 TOKENIZERS = {"VQVAE": _tokenizer, "VectorQuantizer2": _quantizer}
 _BUILDERS = {"VAR": _model, **TOKENIZERS}
 
-_LADDER_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
-_LADDER_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
+# By side of the images in pixels, 16 for each cell; there are no released weights for the last.
+LADDERS: Mapping[int, Ladder] = {
+    256: (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
+    512: (1, 2, 3, 4, 6, 9, 13, 18, 24, 32),
+    1024: (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64),
+}
 _VAE_FILE = "vae_ch160v4096z32.pth"
 
 
-def _vae(ladder: tuple[int, ...]) -> Spec:
+def _vae(ladder: Ladder) -> Spec:
     return {
         "cls": "VQVAE",
         "vocab_size": 4096,
@@ -235,8 +239,18 @@ def _vae(ladder: tuple[int, ...]) -> Spec:
     }
 
 
-def _checkpoint(depth: int, parameters: int, size: int = 256, shared: bool = False) -> Checkpoint:
-    ladder = {256: _LADDER_256, 512: _LADDER_512}[size]
+def of_depth(
+    depth: int, parameters: int | None = None, *, size: int = 256, shared: bool = False
+) -> Checkpoint:
+    """Return the checkpoint of a depth, released or not: all follow one rule.
+
+    Args:
+        depth: 1 or more.
+        parameters: as counted in the released file; None: there is none.
+        size: of its images in pixels, one of `LADDERS`.
+        shared: whether blocks share a modulation.
+    """
+    ladder = LADDERS[size]
     var = {
         "depth": depth,
         "embed_dim": 64 * depth,
@@ -258,16 +272,16 @@ def _checkpoint(depth: int, parameters: int, size: int = 256, shared: bool = Fal
 
 
 CHECKPOINTS = {
-    "var-d16": _checkpoint(16, 310_283_520),
-    "var-d20": _checkpoint(20, 600_917_136),
-    "var-d24": _checkpoint(24, 1_033_399_360),
-    "var-d30": _checkpoint(30, 2_010_020_356),
-    "var-d36-s": _checkpoint(36, 2_353_893_904, size=512, shared=True),
+    "var-d16": of_depth(16, 310_283_520),
+    "var-d20": of_depth(20, 600_917_136),
+    "var-d24": of_depth(24, 1_033_399_360),
+    "var-d30": of_depth(30, 2_010_020_356),
+    "var-d36-s": of_depth(36, 2_353_893_904, size=512, shared=True),
     "var-vae": Checkpoint(
         system="var",
         repository="FoundationVision/var",
         files={"": _VAE_FILE},
-        config=_vae(_LADDER_256),
+        config=_vae(LADDERS[256]),
         parameters=108_948_355,
         size=256,
     ),
