@@ -252,9 +252,7 @@ _RASTER = Family(
     elsewhere={"grid": 2},
     shown=ids,
 )
-_MVAR = _VAR._replace(
-    model=partial(model, MVAR), larger={"depth": 3, "width": 64}, recurrent=True
-)
+_MVAR = _VAR._replace(model=partial(model, MVAR), larger={"depth": 3, "width": 64}, recurrent=True)
 # Those that decide scale after scale, for what has to do with scales.
 LADDERED = {
     "var": _VAR,
@@ -276,6 +274,7 @@ VARIANTS = {
     "raster-rectangle": _RASTER.changed(grid=(2, 3), hidden=None, norm_eps=1e-3),
     "raster-text": _RASTER._replace(model=worded, condition=described),
 }
+
 
 def _each(found: dict[str, Family]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("family", found.values(), ids=found)

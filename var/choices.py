@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -84,6 +85,7 @@ def scale(
     except (ValueError, TypeError) as error:
         raise UserError(f"cache scale: {error}") from error
     budgets = _budgets(pipe, budget)
+    chosen = partial(Scale, window=window, pool=pool, width=width, score=score)
 
     def kind(layers: int, groups: int | None = None, *, recurrent: bool = False) -> Scale:
         if isinstance(share, float | int):
@@ -95,16 +97,7 @@ def scale(
                 f"cache.budget={budget} is for a model of {' or '.join(map(str, budgets)) or 'no'} "
                 f"layers, this one has {layers}: give a file for each model, or a fraction for all"
             )
-        return Scale(
-            layers,
-            groups,
-            budget=mine,
-            window=window,
-            pool=pool,
-            width=width,
-            score=score,
-            recurrent=recurrent,
-        )
+        return chosen(layers, groups, budget=mine, recurrent=recurrent)
 
     return kind
 

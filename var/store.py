@@ -198,8 +198,9 @@ def _module(
     module = build(spec, where)
     state = read(path, device)
     check_fit(module.state_dict(), state, str(path))
-    state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
     module.load_state_dict(state, strict=True, assign=True)
+    del state  # not to hold weights of both types
+    module.to(dtype)  # by the module: some keep a few weights in float32
     empty = [name for name, buffer in module.named_buffers() if buffer.is_meta]
     if empty:
         raise RuntimeError(f"{where}: buffers must be persistent to be stored: {', '.join(empty)}")

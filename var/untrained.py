@@ -43,6 +43,9 @@ def untrained(
     module.to_empty(device=device)
     rng = torch.Generator().manual_seed(seed)
     for part in module.modules():
+        if isinstance(part, Mamba2):  # with others its state would stay for ever, or go at once
+            part.initialise(rng)
+            continue
         for name, weight in part.named_parameters(recurse=False):
             weight.copy_(_drawn(part, name, weight.shape, rng))
         if hasattr(part, "reset_buffers"):
@@ -55,25 +58,9 @@ def _drawn(part: nn.Module, name: str, shape: torch.Size, rng: torch.Generator) 
         return torch.ones(shape) if name == "weight" else torch.zeros(shape)
     if isinstance(part, CosineScale):
         return torch.full(shape, math.log(4))
-    if isinstance(part, Mamba2):
-        return _recurrence(name, torch.rand(shape, generator=rng))
     noise = torch.randn(shape, generator=rng)
     if len(shape) == 1:
         return noise.mul_(0.02)
     if isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d):
         return noise.div_(math.sqrt(math.prod(shape[1:])))  # keeps the size of what it maps
     return noise  # embeddings, positions, codes
-
-
-def _recurrence(name: str, share: Tensor) -> Tensor:
-    """Return what a Mamba layer begins with, see `Mamba2.initialise`: others fade at once, or never.
-
-    Args:
-        name: of the parameter.
-        share: (H,) where each head is in the range of its values, 0..1.
-    """
-    if name == "A_log":
-        return (1 + 15 * share).log_()
-    if name == "dt_bias":
-        return (1e-3 * 100**share).expm1_().log_()  # softplus's inverse
-    return torch.ones_like(share)

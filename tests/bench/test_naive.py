@@ -10,9 +10,11 @@ from var.bench.naive_heads import NaivePrediction, naive_head
 from var.bench.rows import Row
 from var.bench.stopwatch import Stopwatch
 from var.bench.subjects import Combination
+from var.condition import Condition
 from var.errors import UserError
 from var.heads.categorical import CategoricalPrediction
-from var.models.var import Block
+from var.models.nextscale import Block
+from var.nn.mamba import Mamba2
 from var.pipeline import Pipeline
 from var.sampling import Sampling
 from var.store import Run
@@ -56,7 +58,11 @@ def naive_row(row: Row, run: Run, dtype: torch.dtype = torch.float32) -> Row:
     return replace(row, subject=plain)
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS)
+NEXT_SCALE = pytest.mark.parametrize("tiny_run", ["var", "mvar"], indirect=True)
+
+
+@NEXT_SCALE
+@pytest.mark.parametrize("sampling", [*SAMPLINGS, Sampling(guidance=(3.0, 2.0), guided_groups=2)])
 @pytest.mark.parametrize("greedy", [False, True])
 def test_the_naive_way_draws_the_same(
     make_row: MakeRow, tiny_run: Run, sampling: Sampling, greedy: bool
@@ -77,6 +83,7 @@ def test_sorting_everything_excludes_the_same_codes(sampling: Sampling) -> None:
     torch.testing.assert_close(NaivePrediction(logits).shaped(sampling).logits, ours)
 
 
+@NEXT_SCALE
 def test_the_modulation_is_computed_at_every_scale(make_row: MakeRow, tiny_run: Run) -> None:
     calls: list[nn.Module] = []
     row = naive_row(make_row(), tiny_run)
@@ -138,6 +145,61 @@ def test_the_naive_way_reads_token_after_token_to_the_same_end(
     plain_images, plain_tokens = drawn(naive_row(row, tiny_run))
     assert torch.equal(tokens, plain_tokens) and len(tokens.unique()) > 5
     torch.testing.assert_close(images, plain_images, rtol=1e-4, atol=1e-5)
+
+
+def mixed(row: Row) -> tuple[list[int], int]:
+    """Return how many positions each call of a Mamba layer is for, and the bytes of caches."""
+    assert isinstance(row.subject, Combination) and row.subject.pipe.run.model is not None
+    lengths: list[int] = []
+    hooks = [
+        part.register_forward_hook(lambda *args: lengths.append(args[2][0].shape[1]))
+        for part in row.subject.pipe.run.model.modules()
+        if isinstance(part, Mamba2)
+    ]
+    watch = Stopwatch()
+    row.draw(watch)
+    for hook in hooks:
+        hook.remove()
+    return lengths, watch.cached
+
+
+@pytest.mark.parametrize("tiny_run", ["mvar"], indirect=True)
+@pytest.mark.parametrize("cache", ["static", "dense"])
+def test_without_states_mamba_runs_over_all_that_is_kept(
+    make_row: MakeRow, tiny_run: Run, cache: str
+) -> None:
+    row = make_row(batch=3, cache=cache)
+    # two layers, 6 rows, the tail of the convolution and the state, 4 bytes each
+    assert mixed(row) == ([1, 1, 4, 4, 16, 16], 2 * 6 * (3 * (64 + 2 * 64) + 64 * 64) * 4)
+    # two layers, 6 rows, 21 positions, width 32, 4 bytes each
+    assert mixed(naive_row(row, tiny_run)) == ([1, 1, 5, 5, 21, 21], 2 * 6 * 21 * 32 * 4)
+
+
+@pytest.mark.parametrize("tiny_run", ["mvar"], indirect=True)
+def test_what_is_kept_can_be_cut_and_forgotten(tiny_run: Run) -> None:
+    model = naive(tiny_run).model
+    assert model is not None
+    schedule, condition = tiny_run.recipe.schedule, Condition(torch.tensor([0, 1]))
+    x = torch.randn(2, 21, 4, generator=torch.Generator().manual_seed(0))
+    cache = model.new_cache()
+
+    def read(group: int, rows: int = 2) -> Tensor:
+        span = schedule[group : group + 1]
+        labels = Condition(condition.labels[:rows])
+        with torch.no_grad():
+            h = model(x[:rows, span.positions], span, labels, cache)
+        cache.advance(span)
+        return h
+
+    whole = [read(group) for group in range(3)]
+    cache.rewind(1)
+    assert torch.equal(read(1), whole[1])
+    cache.narrow(1)
+    torch.testing.assert_close(read(2, rows=1), whole[2][:1])
+    cache.rewind(0)
+    assert torch.equal(torch.cat([read(group) for group in range(3)], 1), torch.cat(whole, 1))
+    cache.release()
+    assert not any(memory.tensors() for memory in cache.layers)
 
 
 @pytest.mark.parametrize("tiny_run", ["raster"], indirect=True)

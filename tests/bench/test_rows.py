@@ -109,7 +109,8 @@ def test_all_rows_get_the_same_seeds_and_labels(run_folder: Path, theirs: Module
         ({"rows": [{"call": "nonsense"}]}, "row nonsense: call=nonsense: say module:function"),
         ({"rows": [{"call": "no.module:f"}]}, "PYTHONPATH"),
         ({"rows": [{"call": "theirs:number"}]}, "theirs:number is not a function"),
-        ({"model": ["random/var-d17"]}, "row random/var-d17 .*: unknown checkpoint var-d17"),
+        ({"model": ["random/var-d0"]}, "row random/var-d0 .*: unknown checkpoint var-d0"),
+        ({"model": ["random/var-d8@9"]}, "row random/var-d8@9 .*: no ladder .*: var-d8@256"),
     ],
 )
 def test_a_bad_row_is_named_in_one_line(

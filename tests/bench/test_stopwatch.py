@@ -45,6 +45,7 @@ def test_tokens_and_bytes_of_caches_are_noted(make_row: MakeRow) -> None:
     assert [tuple(t.shape) for t in watch.tokens] == [(2, 1), (2, 4), (2, 16)]
     # two layers, keys and values, 4 guided rows, 21 positions, width 32, 4 bytes each
     assert watch.cached == 2 * 2 * 4 * 21 * 32 * 4
+    assert list(watch.held) == [0, 1, 2]
     assert isinstance(row.subject, Combination)
     row.subject.release()
     assert not any(m.tensors() for cache in row.subject.decoding.caches for m in cache.layers)

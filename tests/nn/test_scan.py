@@ -200,9 +200,7 @@ def test_steps_of_nothing_change_nothing() -> None:
 def test_all_lengths_need_few_compilations_and_no_break(state: bool) -> None:
     torch.compiler.reset()
     counter = CompileCounterWithBackend("eager")
-    compiled = torch.compile(
-        partial(scan, chunk=16), dynamic=True, fullgraph=True, backend=counter
-    )
+    compiled = torch.compile(partial(scan, chunk=16), dynamic=True, fullgraph=True, backend=counter)
     for length in range(5, 41):
         given = inputs(length, state=state)
         close(compiled(*given), scan(*given, chunk=16), 1e-6)

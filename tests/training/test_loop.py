@@ -25,6 +25,7 @@ from tests.training.words import (
     FLOWAR,
     GRID,
     LATENTS,
+    MVAR,
     RASTER,
     VAR,
     Words,
@@ -41,9 +42,9 @@ from var.training.tokenizer import TokenizerTask
 Whole = Callable[..., Path]
 KINDS = {"codes": CODES, "latents": LATENTS, "grid": GRID}
 TOKENIZERS = pytest.mark.parametrize("tokenizer", KINDS.values(), ids=KINDS)
-PAIRS = [(VAR, CODES), (FLOWAR, LATENTS), (RASTER, GRID)]
+PAIRS = [(VAR, CODES), (MVAR, CODES), (FLOWAR, LATENTS), (RASTER, GRID)]
 GENERATORS = pytest.mark.parametrize(
-    ("generator", "tokenizer"), PAIRS, ids=["var", "flowar", "raster"]
+    ("generator", "tokenizer"), PAIRS, ids=["var", "mvar", "flowar", "raster"]
 )
 
 

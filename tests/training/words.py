@@ -68,6 +68,16 @@ VAR = (
     "backbone.drop=0",
     *SCALES,
 )
+MVAR = (
+    "name=mvar",
+    "tokenizer=trained",
+    "backbone=mvar",
+    "backbone.depth=1",
+    "backbone.width=32",
+    "backbone.heads=2",
+    "+backbone.drop=0",
+    *SCALES,
+)
 FLOWAR = (
     "name=flowar",
     "tokenizer=trained",

@@ -57,7 +57,7 @@ def summary(
 
 
 def scales(results: Sequence[Result], choice: str = "batch") -> list[Figures]:
-    """Return the figures of each group of each row: times in ms, share of equal tokens.
+    """Return the figures of each group of each row: times in ms, caches in MB, equal tokens.
 
     Rows of images of many groups, single tokens, are left out.
     """
@@ -76,6 +76,8 @@ def scales(results: Sequence[Result], choice: str = "batch") -> list[Figures]:
             }
             for stage in STAGES[:-1]:
                 row[f"{stage} ms"] = _ms([w.laps.get((stage, group), 0.0) for w in result.watches])
+            held = result.watches[0].held.get(group)
+            row["cache MB"] = None if held is None else held / 1e6
             row["agreement"] = equal[group] if equal and group < len(equal) else None
             found.append(row)
     return found

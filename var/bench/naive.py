@@ -50,9 +50,10 @@ def naive(run: Run, dtype: torch.dtype = torch.float32) -> Run:
     head = naive_head(model.head, dtype)  # type: ignore[arg-type]
     if head is None:
         raise UserError(f"there is no naive row for heads of {type(model.head).__name__}")
-    for kind, other in ((Raster, NaiveRaster), (MVAR, NaiveMVAR)):
-        if isinstance(model, kind):
-            model = other(model)
+    if isinstance(model, Raster):
+        model = NaiveRaster(model)
+    elif isinstance(model, MVAR):
+        model = NaiveMVAR(model)
     backbone = NaiveBackbone(cast(Backbone, model), head, dtype)
     return Run(run.recipe, NaiveTokenizer(tokenizer, dtype), backbone)
 

@@ -51,7 +51,7 @@ class Stopwatch:
         group: how many groups were decided when the current turn began.
         laps: seconds of each stage at each group, (stage, group).
         tokens: what was settled, group by group.
-        cached: most bytes that the caches held after any turn.
+        held: most bytes that the caches held after a turn, by `group`.
         calls: number of turns, each of them one pass of a model.
     """
 
@@ -62,7 +62,13 @@ class Stopwatch:
         self.group = 0
         self.laps: dict[tuple[str, int], float] = defaultdict(float)
         self.tokens: list[Tensor] = []
-        self.cached, self.calls = 0, 0
+        self.held: dict[int, int] = {}
+        self.calls = 0
+
+    @property
+    def cached(self) -> int:
+        """Most bytes that the caches held after any turn."""
+        return max(self.held.values(), default=0)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -202,5 +208,6 @@ class WatchedDecoding:
         with self._watch.stage("head"):
             tokens = self._inner.settle(prediction, rng)
         self._watch.tokens += tokens
-        self._watch.cached = max(self._watch.cached, nbytes(*self._inner.caches))
+        held = self._watch.held.get(self._watch.group, 0)
+        self._watch.held[self._watch.group] = max(held, nbytes(*self._inner.caches))
         return tokens

@@ -276,9 +276,9 @@ class Unkeyed:
         """
         if not span.start:
             return None
-        if self._state is None:
+        groups = len(span.schedule) if self._groups is None else self._groups
+        if self._state is None or span.start >= groups:
             raise ValueError(
-                f"no state of the groups before {span.start}: the cache is for "
-                f"{self._groups or len(span.schedule)} groups"
+                f"no state of the groups before {span.start}: the cache is for {groups} groups"
             )
         return tuple(t[: self._rows] for t in self._state)

@@ -28,7 +28,6 @@ class StaticMemory(Unkeyed):
         super().__init__(groups)
         self._room: Tensor | None = None
         self._stale: dict[Callable[[Tensor], Tensor], Tensor] = {}
-        self._stale_state: State | None = None
 
     def extend(self, q: Tensor, k: Tensor, v: Tensor, span: Span) -> tuple[Tensor, Tensor]:
         """Write `k` and `v` where `span` lies; return views of everything up to its end.
@@ -56,14 +55,13 @@ class StaticMemory(Unkeyed):
         return out
 
     def _write(self, state: State) -> None:
-        rooms = self._state or self._stale_state
+        rooms = self._state
         if rooms is None or (self._rows is None and [*map(_kind, rooms)] != [*map(_kind, state)]):
             with torch.inference_mode(False):  # to be written to again, as the room
-                rooms = tuple(t.clone() for t in state)
+                self._state = tuple(t.clone() for t in state)
         else:
             for room, tensor in zip(rooms, state, strict=True):
                 room[: self._rows].copy_(tensor)
-        self._state = rooms
 
     def once(self, make: Callable[[Tensor], Tensor], condition: Tensor) -> Tensor:
         """Return `make(condition)`, computed the first time and written where the last one was."""
@@ -80,8 +78,9 @@ class StaticMemory(Unkeyed):
         """Nothing to do but to forget the condition at 0: later writes replace what is stale."""
         if not positions:
             self._stale |= self._known
-            self._stale_state = self._state or self._stale_state
+            room = self._state
             self.forget()
+            self._state = room
 
     def place(self) -> Place:
         """Return the addresses and shapes of everything that is held, stale or not."""
@@ -90,13 +89,13 @@ class StaticMemory(Unkeyed):
 
     def tensors(self) -> Sequence[Tensor]:
         """Return the room of keys and values, or of the state."""
-        return self._state or self._stale_state or (() if self._room is None else (self._room,))
+        return self._state or (() if self._room is None else (self._room,))
 
     def release(self) -> None:
         """Forget everything, and give the room back."""
         self.rewind(0)
         self._stale.clear()
-        self._room = self._stale_state = None
+        self._room = self._state = None
 
 
 def _check_inference(tensor: Tensor) -> None:

@@ -70,8 +70,8 @@ class Block(nextscale.Block):
 class MVAR(nextscale.NextScale):
     """The next-scale prediction transformer that remembers a state instead of keys.
 
-    Published sizes are `width=64 * depth, heads=depth` at depth 12, 16, 20, 24 and 32; `l2_norm`
-    from depth 24 on. The width is a multiple of 32.
+    Published sizes are `width=64 * depth, heads=depth` at depth 12, 16, 20, 24 and 32, the last two
+    with `l2_norm`. The width is a multiple of 32.
     """
 
     BLOCK = Block

@@ -148,11 +148,15 @@ class Mamba2(nn.Module):
         return self.norm(y.float() * F.silu(z.float()))
 
     @torch.no_grad()
-    def initialise(self) -> None:
-        """Draw rates -1..-16, and steps log-uniform in 0.001..0.1: what Mamba-2 begins with."""
-        self.A_log.uniform_(1, 16).log_()
-        steps = self.dt_bias.uniform_(math.log(1e-3), math.log(0.1)).exp().clamp(min=1e-4)
-        self.dt_bias.copy_(steps + torch.log(-torch.expm1(-steps)))  # softplus's inverse
+    def initialise(self, rng: torch.Generator | None = None) -> None:
+        """Draw rates -1..-16, and steps log-uniform in 0.001..0.1: what Mamba-2 begins with.
+
+        Args:
+            rng: of the CPU; by default the global one, of whatever the device is.
+        """
+        rates, steps = torch.rand(2, self.heads, generator=rng)
+        self.A_log.copy_((1 + 15 * rates).log())
+        self.dt_bias.copy_((1e-3 * 100**steps).expm1().log())  # softplus's inverse
         nn.init.ones_(self.D)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Mamba2:
