@@ -202,7 +202,10 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "imported target": (target("var.models.var.nn.Linear"), r"there is no var\.models"),
     "borrowed target": (target("var.models.nextscale.Static"), r"is not a module of var"),
     "function": (target("var.models.nextscale.drop_path"), r"is not a module of var"),
-    "no model": (target("var.models.nextscale.NextScale"), r"NextScale cannot be built"),
+    "no model": (
+        target("var.models.nextscale.NextScale"),
+        r"NextScale cannot be built.*such as VAR",
+    ),
     "no such class": (target("var.models.var.RAV"), r"there is no var\.models\.var\.RAV"),
 }
 

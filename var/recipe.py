@@ -22,9 +22,6 @@ from var.schedule import Schedule
 
 Spec = Mapping[str, Any]
 
-# What constructors may raise: their numbers come from files.
-_FAULTS = (ValueError, TypeError, ArithmeticError, AssertionError, RuntimeError, AttributeError)
-
 
 @dataclass(frozen=True)
 class Data:
@@ -134,7 +131,7 @@ def build(spec: Spec, where: str, device: torch.device | str = "meta") -> nn.Mod
     try:
         with torch.device(device):
             return kind(**numbers)
-    except _FAULTS as error:
+    except (ValueError, TypeError, ArithmeticError, AssertionError, RuntimeError) as error:
         raise UserError(f"{where}: {kind.__name__} cannot be built of these: {error}") from error
 
 

@@ -128,7 +128,9 @@ def test_caches_and_decodings_that_are_about_keys_are_refused() -> None:
     def scale(layers: int, groups: int | None = None, *, recurrent: bool = False) -> Scale:
         return Scale(layers, groups, budget=budget, recurrent=recurrent)
 
-    with pytest.raises(UserError, match="cache scale is about keys, .* use cache=static or"):
+    with pytest.raises(
+        UserError, match="cache scale is about keys, .*: use cache=static or cache=dense"
+    ):
         model.new_cache(scale)
     with pytest.raises(UserError, match="remembers a state, .* use decoding=sequential"):
         Jacobi(model)

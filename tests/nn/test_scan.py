@@ -1,6 +1,6 @@
 """The scan by chunks: the same as step after step, whatever is fed, and in whatever pieces."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -51,32 +51,38 @@ def inputs(
 def sequential(
     x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Return outputs and the last state, of one position after the other, in float64."""
+    """Return outputs and the last state, of one position after the other, in float64.
+
+    The rate may be that of each step, (R, L, H).
+    """
     x, step, rate, b, c = (each.double() for each in (x, step, rate, b, c))
     rows, _, heads, channels = x.shape
     now = x.new_zeros(rows, heads, channels, b.shape[-1]) if state is None else state.double()
+    decay = (step * rate).exp()[..., None, None]
     outputs = []
     for t in range(x.shape[1]):
         written = torch.einsum("rh,rhp,rn->rhpn", step[:, t], x[:, t], b[:, t])
-        now = (step[:, t] * rate).exp()[..., None, None] * now + written
+        now = decay[:, t] * now + written
         outputs.append(torch.einsum("rhpn,rn->rhp", now, c[:, t]))
     return torch.stack(outputs, dim=1), now
 
 
-def close(ours: Any, exact: Any, tolerance: float = 1e-5) -> None:
-    """Check two sequences of tensors for equality, relative to the largest number of each."""
+def close(ours: Iterable[Tensor], exact: Iterable[Tensor], tolerance: float = 1e-5) -> None:
+    """Check two series of tensors for equality, relative to the largest number of each."""
     for mine, theirs in zip(ours, exact, strict=True):
         assert mine.shape == theirs.shape and mine.isfinite().all()
         worst = float((mine.double() - theirs.double()).abs().max())
-        assert worst <= tolerance * max(float(theirs.abs().max()), 1e-30)
+        # What is fed is of the order of 1: less than this is as good as nothing.
+        assert worst <= tolerance * max(float(theirs.abs().max()), 1e-20)
 
 
-def gradients(of: Callable[..., tuple[Tensor, Tensor]], given: Inputs, seed: int) -> list[Tensor]:
-    """Return those of a random sum of all outputs, by everything that is given."""
-    leaves = [None if each is None else each.detach().requires_grad_() for each in given]
-    y, last = of(*leaves)
-    rng = torch.Generator().manual_seed(seed)
-    loss = sum((each.double() * torch.randn(each.shape, generator=rng)).sum() for each in (y, last))
+def gradients(of: Callable[..., tuple[Tensor, Tensor]], fed: Inputs) -> list[Tensor]:
+    """Return those of a random sum of all outputs, by everything that is fed."""
+    leaves = [None if each is None else each.detach().requires_grad_() for each in fed]
+    rng = torch.Generator().manual_seed(0)
+    loss = sum(
+        (each.double() * torch.randn(each.shape, generator=rng)).sum() for each in of(*leaves)
+    )
     return list(torch.autograd.grad(loss, [leaf for leaf in leaves if leaf is not None]))
 
 
@@ -94,31 +100,39 @@ drawn = given(
 @drawn
 @settings(max_examples=100)
 def test_chunks_give_what_steps_give(chunk: int, length: int, **kind: Any) -> None:
-    given = inputs(length, **kind)
-    ours = scan(*given, chunk=chunk)
+    fed = inputs(length, **kind)
+    ours = scan(*fed, chunk=chunk)
     assert all(each.dtype == torch.float32 for each in ours)
-    close(ours, sequential(*given))
+    close(ours, sequential(*fed))
 
 
 @drawn
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_chunks_give_the_gradients_of_steps(chunk: int, length: int, **kind: Any) -> None:
-    given = inputs(length, **kind)
-    ours = gradients(partial(scan, chunk=chunk), given, kind["seed"])
+    fed = inputs(length, **kind)
+    x, step, rate, *others = fed
+    exact = gradients(sequential, (x, step, rate.expand(step.shape), *others))
+    ours = gradients(partial(scan, chunk=chunk), fed)
     assert all(each.dtype == torch.float32 for each in ours)
-    close(ours, gradients(sequential, given, kind["seed"]))
+    # The rate's is a sum over everything, which may cancel: it is as exact as others are large.
+    rates = exact.pop(2).double()
+    miss = (ours.pop(2) - rates.sum(dim=(0, 1))).abs().max()
+    others_size = max(float(each.abs().max()) for each in exact)
+    assert miss <= 1e-5 * max(float(rates.abs().sum(dim=(0, 1)).max()), 1e-2 * others_size)
+    close(ours, exact)
 
 
 def test_gradients_are_those_of_finite_differences() -> None:
-    given = [each.requires_grad_() for each in inputs(5, heads=2, dtype=torch.float64)]
-    assert torch.autograd.gradcheck(partial(scan, chunk=2), given)
+    fed = inputs(3, rows=1, heads=2, dtype=torch.float64)
+    leaves = [each.requires_grad_() for each in fed]
+    assert torch.autograd.gradcheck(partial(scan, chunk=2), leaves)
 
 
 def test_float64_stays_float64() -> None:
-    given = inputs(30, dtype=torch.float64)
-    ours = scan(*given, chunk=7)
+    fed = inputs(30, dtype=torch.float64)
+    ours = scan(*fed, chunk=7)
     assert all(each.dtype == torch.float64 for each in ours)
-    close(ours, sequential(*given), 1e-13)
+    close(ours, sequential(*fed), 1e-13)
 
 
 @given(length=st.integers(2, 70), data=st.data())
@@ -136,10 +150,10 @@ def test_a_sequence_can_be_taken_in_two_and_its_state_handed_on(
 @given(length=st.integers(2, 40), chunk=st.integers(1, 50), data=st.data())
 def test_no_position_sees_a_later_one(length: int, chunk: int, data: st.DataObject) -> None:
     cut = data.draw(st.integers(1, length - 1))
-    given = [each.requires_grad_() for each in inputs(length)]
-    y, _ = scan(*given, chunk=chunk)
+    fed = [each.requires_grad_() for each in inputs(length)]
+    y, _ = scan(*fed, chunk=chunk)
     y[:, :cut].sum().backward()
-    for name, each in zip(NAMES, given, strict=True):
+    for name, each in zip(NAMES, fed, strict=True):
         if name not in ("rate", "state"):
             # To the last bit: not even a later position's rounding may be seen.
             assert not each.grad[:, cut:].any() and each.grad[:, :cut].any(), name
@@ -147,10 +161,10 @@ def test_no_position_sees_a_later_one(length: int, chunk: int, data: st.DataObje
 
 @given(length=st.integers(1, 40), chunk=st.integers(1, 50), state=st.booleans())
 def test_a_state_that_nobody_asked_for_is_none(length: int, chunk: int, state: bool) -> None:
-    given = inputs(length, state=state)
-    ours, nothing = scan(*given, keep=False, chunk=chunk)
+    fed = inputs(length, state=state)
+    ours, nothing = scan(*fed, keep=False, chunk=chunk)
     assert nothing is None
-    close([ours], sequential(*given)[:1])
+    close([ours], sequential(*fed)[:1])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -164,10 +178,10 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_changes_nothing(dtype: torch.dtype) -> None:
-    given = inputs(40)
-    plain = scan(*given, chunk=16)
+    fed = inputs(40)
+    plain = scan(*fed, chunk=16)
     with torch.autocast("cpu", dtype):
-        ours = scan(*given, chunk=16)
+        ours = scan(*fed, chunk=16)
     for mine, theirs in zip(ours, plain, strict=True):
         assert mine.dtype == torch.float32 and torch.equal(mine, theirs)
 
@@ -176,9 +190,9 @@ def test_autocast_changes_nothing(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("size", [1e2, 1e4, 1e30])
 def test_what_fades_at_once_is_finite_and_so_are_its_gradients(size: float, chunk: int) -> None:
     x, step, rate, b, c, state = inputs(50)
-    given = (x, step.clamp(min=0.1) * size, rate.clamp(max=-1), b, c, state)
-    close(scan(*given, chunk=chunk), sequential(*given))
-    assert all(each.isfinite().all() for each in gradients(partial(scan, chunk=chunk), given, 0))
+    fed = (x, step.clamp(min=0.1) * size, rate.clamp(max=-1), b, c, state)
+    close(scan(*fed, chunk=chunk), sequential(*fed))
+    assert all(each.isfinite().all() for each in gradients(partial(scan, chunk=chunk), fed))
 
 
 @pytest.mark.parametrize("chunk", [8, 64, 512])
@@ -196,22 +210,18 @@ def test_steps_of_nothing_change_nothing() -> None:
     close([y], [torch.einsum("rhpn,rln->rlhp", state, c)])
 
 
-@pytest.mark.parametrize("state", [False, True])
-def test_all_lengths_need_few_compilations_and_no_break(state: bool) -> None:
+def test_all_lengths_of_a_chunk_need_one_compilation_and_no_break() -> None:
     torch.compiler.reset()
     counter = CompileCounterWithBackend("eager")
-    compiled = torch.compile(partial(scan, chunk=16), dynamic=True, fullgraph=True, backend=counter)
-    for length in range(5, 41):
-        given = inputs(length, state=state)
-        close(compiled(*given), scan(*given, chunk=16), 1e-6)
-    # Of one chunk or several, and with or without something added to the last one.
-    assert counter.frame_count <= 4
+    compiled = torch.compile(scan, dynamic=True, fullgraph=True, backend=counter)
+    for length in range(6, 41):  # not 5: sizes that are alike at first are taken to be so always
+        fed = inputs(length, state=False)
+        close(compiled(*fed), scan(*fed), 1e-6)
+    assert counter.frame_count == 1
 
 
-def test_compiled_gradients_are_the_same() -> None:
+def test_compiled_gradients_of_several_chunks_are_the_same() -> None:
     torch.compiler.reset()
-    compiled = torch.compile(
-        partial(scan, chunk=16), dynamic=True, fullgraph=True, backend="aot_eager"
-    )
-    given = inputs(37)
-    close(gradients(compiled, given, 0), gradients(partial(scan, chunk=16), given, 0), 1e-6)
+    chunked, fed = partial(scan, chunk=16), inputs(37)
+    compiled = torch.compile(chunked, dynamic=False, fullgraph=True, backend="aot_eager")
+    close(gradients(compiled, fed), gradients(chunked, fed), 1e-6)

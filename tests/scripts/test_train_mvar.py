@@ -1,5 +1,7 @@
 """The published experiments of M-VAR: sizes, tokenizer, recipe."""
 
+import inspect
+
 import pytest
 
 from tests.scripts.test_train_configs import (
@@ -11,6 +13,7 @@ from tests.scripts.test_train_configs import (
     parameters,
     schedule,
 )
+from var.models.mvar import MVAR
 from var.published import CHECKPOINTS, blueprint
 from var.recipe import parse_sampling
 from var.sampling import Sampling
@@ -64,4 +67,5 @@ def test_they_train_by_the_published_recipe(depth: int) -> None:
     assert (trainer.rate_kind, trainer.final_rate) == ("lin0", final)
     assert (trainer.weight_decay, trainer.weight_decay_end) == (0.05, decay)
     assert (tuple(trainer.betas), trainer.clip, cfg.drop_label) == ((0.9, 0.95), 2.0, 0.1)
-    assert cfg.backbone.get("init_gate", 1e-3) == gate
+    default = inspect.signature(MVAR).parameters["init_gate"].default
+    assert cfg.backbone.get("init_gate", default) == gate

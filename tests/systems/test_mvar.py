@@ -119,6 +119,19 @@ def test_forms_that_were_never_published_are_refused() -> None:
     assert built(state(), mamba=LAYERS)
 
 
+def test_a_file_of_something_else_is_told_by_its_keys() -> None:
+    config = {k: v for k, v in CONFIG.items() if k not in ("embed_dim", "num_heads")}
+    wrapped = {f"module.{key}": tensor for key, tensor in state().items()}
+    for given in ({}, wrapped):
+        with pytest.raises(UserError, match="the state of M-VAR does not fit .* missing: "):
+            build("mvar", {"vae": VAE, "mvar": config}, given)
+
+
+def test_what_was_never_published_is_not_made_to_look_so() -> None:
+    with pytest.raises(UserError, match="M-VAR with shared_adaln has no published form"):
+        state(shared_adaln=True)
+
+
 def test_a_lone_layer_is_built_too() -> None:
     layer = Mamba2(32, state=16, head=32)
     config = {"cls": "Mamba2", "d_model": 32, "d_state": 16, "headdim": 32, "ngroups": 1}
@@ -130,6 +143,8 @@ def test_a_lone_layer_is_built_too() -> None:
     with pytest.raises(UserError, match=r"1 missing: in_proj\.weight"):
         rest = {k: v for k, v in layer.state_dict().items() if k != "in_proj.weight"}
         build("mvar", config, rest)
+    with pytest.raises(UserError, match="Mamba2: all sizes .* must be 1 or more"):
+        build("mvar", {**config, "headdim": 0}, layer.state_dict())
     with pytest.raises(UserError, match="Mamba2: heads of 32 channels do not divide"):
         build("mvar", {**config, "d_model": 40}, layer.state_dict())
 

@@ -138,16 +138,21 @@ def owned(tensor: Tensor) -> Tensor:
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
-def check_keys(recurrent: bool, what: str) -> None:
+def check_keys(recurrent: bool, what: str, instead: str) -> None:
     """Check that a cache that is about keys is asked for by a model that has any.
 
+    Args:
+        recurrent: whether the model's layers remember states.
+        what: names the cache.
+        instead: what to do.
+
     Raises:
-        UserError: its layers hand on states; `what` names the cache.
+        UserError: they do.
     """
     if recurrent:
         raise UserError(
-            f"{what} is about keys, and this model remembers none, but a state of constant size: "
-            "use cache=static or cache=dense"
+            f"{what} is about keys, and an M-VAR remembers none, but a state of constant size: "
+            f"{instead}"
         )
 
 
@@ -266,7 +271,10 @@ class Unkeyed:
 
     def _goes_on(self, span: Span) -> bool:
         """Return whether groups after `span` will be read."""
-        return span.stop < (len(span.schedule) if self._groups is None else self._groups)
+        return span.stop < self._limit(span)
+
+    def _limit(self, span: Span) -> int:
+        return len(span.schedule) if self._groups is None else self._groups
 
     def _carried(self, span: Span) -> State | None:
         """Return the state that `span` begins with, None at group 0.
@@ -276,9 +284,9 @@ class Unkeyed:
         """
         if not span.start:
             return None
-        groups = len(span.schedule) if self._groups is None else self._groups
-        if self._state is None or span.start >= groups:
+        if self._state is None or span.start >= self._limit(span):
             raise ValueError(
-                f"no state of the groups before {span.start}: the cache is for {groups} groups"
+                f"no state of the groups before {span.start}: the cache is for "
+                f"{self._limit(span)} groups"
             )
         return tuple(t[: self._rows] for t in self._state)

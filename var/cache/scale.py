@@ -142,7 +142,7 @@ class Scale(Layered):
         grids: Sequence[Grid | None] | None = None,
         recurrent: bool = False,
     ) -> None:
-        check_keys(recurrent, "cache scale")
+        check_keys(recurrent, "cache scale", "use cache=static or cache=dense")
         if budget.layers != layers:
             raise ValueError(f"the budget is for {budget.layers} layers, the model has {layers}")
         selection = Selection(window=window, pool=pool, width=width, score=score)

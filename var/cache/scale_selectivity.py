@@ -73,7 +73,7 @@ class Observing(Plain):
         queries: int = 64,
         recurrent: bool = False,
     ) -> None:
-        check_keys(recurrent, "calibration")
+        check_keys(recurrent, "calibration", "there is nothing to calibrate")
         super().__init__([ObservingMemory(top, queries) for _ in range(layers)])
 
     def index(self) -> Tensor:

@@ -280,7 +280,7 @@ class Jacobi:
         cache = self.model.new_cache(kind)
         if cache.recurrent:
             raise UserError(
-                "decoding=jacobi takes back guesses, which a model that remembers a state, and no "
+                "Jacobi decoding takes back guesses, which a model that remembers a state, and no "
                 "keys, cannot: use decoding=sequential"
             )
         if not cache.rewinds:

@@ -128,6 +128,8 @@ class NextScale(nn.Module):
         init_modulation: float = 0.5,
         init_head: float = 0.02,
     ) -> None:
+        if type(self) is NextScale:
+            raise TypeError("it says nothing of blocks: take a model that does, such as VAR")
         super().__init__()
         self.schedule = Schedule.scales(ladder)
         self.stem = Stem(channels, width, classes=classes, schedule=self.schedule)
@@ -186,7 +188,8 @@ class NextScale(nn.Module):
     def initialise(self, *, gate: float, modulation: float, head: float) -> None:
         """Draw new weights: normal with std `sqrt(1 / 3D)`, biases 0, then scaled (section 5).
 
-        Convolutions are drawn with std 0.02. Of the gates, the first two are scaled by `gate`.
+        Convolutions are drawn with std 0.02. Of the gates, the first two are scaled by `gate`. What
+        is no map, embedding or position stays as it was made.
         """
         std = (3 * self.stem.linear.out_features) ** -0.5
         for part in self.modules():

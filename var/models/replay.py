@@ -112,7 +112,8 @@ class _Step:
         held: tuple[Tensor | None, ...] = ()
         if not isinstance(span, Rolling):
             past = span.positions.start
-            held = (span.levels(x.device), span.mask(past, device=x.device))
+            mask = None if cache.recurrent else span.mask(past, device=x.device)
+            held = (span.levels(x.device), mask)
         return cls(graph, x, span, condition, given, features, held)
 
     def replay(self, x: Tensor, span: Span, condition: Condition) -> Tensor:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +50,7 @@ class Mamba2(nn.Module):
         eps: of the norm.
 
     Raises:
-        ValueError: the heads do not divide the inner width.
+        ValueError: the heads do not divide the inner width, or a size is below 1.
     """
 
     # Logarithms and offsets that go through exponentials: rounded, they would be off by percents.
@@ -67,6 +67,8 @@ class Mamba2(nn.Module):
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
+        if min(width, state, kernel, expand, head) < 1:
+            raise ValueError("all sizes of a Mamba layer must be 1 or more")
         inner = expand * width
         if inner % head:
             raise ValueError(
@@ -120,7 +122,7 @@ class Mamba2(nn.Module):
         # As pictures of a single row, channels last: twice as fast on CPUs, and nothing to permute.
         row = xbc.mT[:, :, None].contiguous(memory_format=torch.channels_last)
         bias, groups = self.conv1d.bias, self.conv1d.groups
-        mixed = F.conv2d(row, weight[:, :, None], bias, groups=groups)[:, :, 0].mT
+        mixed = F.conv2d(row, weight[:, :, None], bias, groups=groups).squeeze(2).mT
         return F.silu(mixed), xbc[:, length:]
 
     def recur(
@@ -136,12 +138,14 @@ class Mamba2(nn.Module):
         """
         x, b, c = mixed.split(self.parts, dim=-1)
         x, rate = x.unflatten(-1, (self.heads, self.head)), -self.A_log.float().exp()
-        kernel = _kernel() if _suits(x) else None
-        if kernel is not None:
-            y, last = kernel(x, steps, rate, b, c, self.D.float(), state)
+        if _suits(x) and _installed():
+            y, last = _fused(x, steps, rate, b, c, self.D.float(), state)
             return y.flatten(2), last if keep else None
         y, last = scan(x, steps, rate, b, c, state, keep=keep)
-        return torch.addcmul(y, x.to(y.dtype), self.D.to(y.dtype)[:, None]).flatten(2), last
+        skip = (
+            x.to(y.dtype) * self.D.to(y.dtype)[:, None]
+        )  # laid out position by position, unlike y
+        return skip.add_(y).flatten(2), last
 
     def gated(self, y: Tensor, z: Tensor) -> Tensor:
         """Return `norm(y silu(z))` (R, L, E) float32: the gate comes before the norm."""
@@ -160,46 +164,60 @@ class Mamba2(nn.Module):
         nn.init.ones_(self.D)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Mamba2:
-        # Whatever changes the type of all weights leaves these as they are.
-        before = {name: self.get_parameter(name) for name in self.FLOAT32}
-        super()._apply(fn, recurse)
-        for name, old in before.items():
-            new = self.get_parameter(name)
-            if new.dtype != torch.float32:
-                wide = old.detach().to(new.device, torch.float32)
-                setattr(self, name, nn.Parameter(wide, requires_grad=old.requires_grad))
+        # Whatever changes the type of all weights leaves these as they are, or widens them.
+        kept = [self.get_parameter(name) for name in self.FLOAT32]
+        exact = {id(t) for p in kept for t in (p, p.grad) if t is not None}
+
+        def careful(tensor: Tensor) -> Tensor:
+            new = fn(tensor)
+            if id(tensor) in exact and new.dtype.itemsize < torch.float32.itemsize:
+                return tensor.to(new.device, torch.float32)
+            return new
+
+        super()._apply(careful, recurse)
         return self
 
 
 def _suits(x: Tensor) -> bool:
-    # Its products of float32 numbers are rounded to TF32.
-    exact = x.dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
-    return x.is_cuda and not exact
+    # Not for float32: products would be rounded to TF32.
+    return x.is_cuda and x.dtype in (torch.float16, torch.bfloat16)
+
+
+@torch.compiler.assume_constant_result
+def _installed() -> bool:
+    return _kernel() is not None
+
+
+@torch.compiler.disable
+def _fused(
+    x: Tensor,
+    steps: Tensor,
+    rate: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor,
+    state: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Return what the kernel makes of the arguments of `scan`, D's skip included."""
+    kernel = _kernel()
+    assert kernel is not None
+    return kernel(
+        x,
+        steps,
+        rate,
+        b[:, :, None],  # a single group of heads
+        c[:, :, None],
+        _KERNEL_CHUNK,
+        D=d,
+        initial_states=state,
+        return_final_states=True,
+    )
 
 
 @lru_cache(maxsize=1)
 def _kernel() -> Callable[..., tuple[Tensor, Tensor]] | None:
     """Return `mamba_ssm`'s scan, if it is installed and works here."""
     try:
-        fused: Any = import_module("mamba_ssm.ops.triton.ssd_combined").mamba_chunk_scan_combined
+        return import_module("mamba_ssm.ops.triton.ssd_combined").mamba_chunk_scan_combined
     except (ImportError, AttributeError, RuntimeError):
         return None
-
-    @torch.compiler.disable
-    def kernel(
-        x: Tensor, steps: Tensor, rate: Tensor, b: Tensor, c: Tensor, d: Tensor, state: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        b, c = b[:, :, None], c[:, :, None]  # a single group of heads
-        return fused(
-            x,
-            steps,
-            rate,
-            b,
-            c,
-            _KERNEL_CHUNK,
-            D=d,
-            initial_states=state,
-            return_final_states=True,
-        )
-
-    return kernel

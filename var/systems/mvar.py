@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from var import recipe
 from var.errors import UserError
@@ -29,8 +29,8 @@ from var.schedule import Schedule
 from var.systems import var, var_keys
 from var.systems.base import Checkpoint, Config, Parts, Spec, State, renamed
 
-# Published models of this depth and more are of the variant with cosine attention.
-_L2_NORM_FROM = 24
+# Models of this depth and more are of the variant with cosine attention.
+_L2_NORM_FROM = 21
 
 KEYS = KeyTable(
     keys=(*var_keys.MODEL.keys, Key("blocks.{i}.mamba.{rest}", "blocks.{i}.mamba.{rest}")),
@@ -81,18 +81,22 @@ def blueprint(config: Config) -> Parts:
 
 
 def publish(model: MVAR) -> dict[str, Tensor]:
-    """Return the published state dict of a model, with the buffers that a strict loader expects."""
-    span = model.schedule[:]
-    levels = span.levels()
-    state = var_keys.with_buffers(model, KEYS, levels[:, None] == levels)
+    """Return the published state dict of a model, with the buffers that a strict loader expects.
+
+    Raises:
+        UserError: the model has a modulation shared by all blocks, which was never published.
+    """
+    if not isinstance(model.shared, nn.Identity):
+        raise UserError("an M-VAR with shared_adaln has no published form")
+    state = var_keys.with_buffers(model, KEYS, model.schedule[:].mask(own=True))
     for i in range(len(model.blocks)):
-        state[f"blocks.{i}.attn.patch_nums"] = levels.bincount().int()
+        state[f"blocks.{i}.attn.patch_nums"] = torch.tensor(model.schedule.sizes).int()
     return state
 
 
 def _model(config: Config, state: State) -> Parts:
     if "embed_dim" not in config:
-        config = _sized(config, _depth(state))
+        config = _sized(config, _depth(state) or config.get("depth", 1))
     spec = _spec(config, l2_norm=var.has_l2_norm(state))
     model = recipe.build(spec, "M-VAR")
     KEYS.load(model, state, "the state of M-VAR")
@@ -111,7 +115,7 @@ def _sized(config: Config, depth: int) -> Config:
 
 def _spec(config: Config, l2_norm: bool) -> Spec:
     numbers = {key: value for key, value in config.items() if key != "mamba"}
-    _check_fixed(config.get("mamba", {}), {**_MIXER, **_ALWAYS}, "the Mamba layers of M-VAR")
+    _check_fixed(config.get("mamba") or {}, {**_MIXER, **_ALWAYS}, "the Mamba layers of M-VAR")
     _check_fixed({"shared_aln": config.get("shared_aln", False)}, {"shared_aln": False}, "M-VAR")
     return {"_target_": "var.models.mvar.MVAR", **var.model_numbers(numbers, "M-VAR", l2_norm)}
 
@@ -167,6 +171,7 @@ def of_depth(depth: int, parameters: int | None = None) -> Checkpoint:
     )
 
 
+# Of the files only d32.pth is known for sure; the others are called by the same rule.
 CHECKPOINTS = {
     "mvar-d12": of_depth(12, 198_435_424),
     "mvar-d16": of_depth(16, 464_157_184),
