@@ -65,13 +65,6 @@ TOYS = {
         {"init_gate": 1.0, "init_head": 10.0},
         Sampling(guidance=1.5, top_k=20),
     ),
-    "mvar": Toy(
-        {"_target_": "var.tokenizers.multiscale.MultiScaleVQ", **CODES, "scales": 3, "groups": 4},
-        {"_target_": "var.models.mvar.MVAR", **LADDERED, "depth": 2, "vocabulary": 32},
-        SCALES,
-        {"init_gate": 1.0, "init_head": 10.0},
-        Sampling(guidance=1.5, top_k=20),
-    ),
     "flowar": Toy(
         {"_target_": "var.tokenizers.continuous.KL", "vae": VAE},
         {"_target_": "var.models.flowar.FlowAR", **LADDERED, **STACKS},
@@ -94,6 +87,9 @@ TOYS = {
         Sampling(guidance=1.5, top_k=20),
     ),
 }
+TOYS["mvar"] = TOYS["var"]._replace(
+    backbone={**TOYS["var"].backbone, "_target_": "var.models.mvar.MVAR"}
+)
 # For tests of all families: parametrises what `tiny_run` returns, and whatever is made of it.
 RUNS = pytest.mark.parametrize("tiny_run", TOYS, indirect=True)
 # Of families that decide scale after scale and remember keys, for caches that compress them.
