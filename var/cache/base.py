@@ -289,4 +289,6 @@ class Unkeyed:
                 f"no state of the groups before {span.start}: the cache is for "
                 f"{self._limit(span)} groups"
             )
-        return tuple(t[: self._rows] for t in self._state)
+        rows = len(self._state[0]) if self._rows is None else self._rows
+        # No view without need: compiled code has an eye on what views are of.
+        return tuple(t if rows == len(t) else t[:rows] for t in self._state)
