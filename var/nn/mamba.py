@@ -142,9 +142,8 @@ class Mamba2(nn.Module):
             y, last = _fused(x, steps, rate, b, c, self.D.float(), state)
             return y.flatten(2), last if keep else None
         y, last = scan(x, steps, rate, b, c, state, keep=keep)
-        skip = (
-            x.to(y.dtype) * self.D.to(y.dtype)[:, None]
-        )  # laid out position by position, unlike y
+        # Laid out position by position, unlike y: what comes next wants it so.
+        skip = x.to(y.dtype) * self.D.to(y.dtype)[:, None]
         return skip.add_(y).flatten(2), last
 
     def gated(self, y: Tensor, z: Tensor) -> Tensor:
