@@ -67,11 +67,11 @@ def _scan(
     # Differences of these are exponents: in float32 they would be rounded as their size is.
     gone = fade.to(torch.float32 if x.is_mps else torch.float64).cumsum(dim=-1)  # if there is one
     y = (_left(gone, gone, x.dtype) * (c @ b.mT)) @ x
-    if not (keep or state is not None or x.shape[2] > 1):
-        return y, None
-    late = (gone[..., -1:] - gone).to(x.dtype).exp()
-    written = x.mT @ (late[..., None] * b)  # (R, H, K, P, N)
-    before, last = _handed_on(written, gone[..., -1], state, keep)
+    before, last = None if state is None else state[:, :, None], None
+    if keep or x.shape[2] > 1:  # somebody reads on after a chunk
+        late = (gone[..., -1:] - gone).to(x.dtype).exp()
+        written = x.mT @ (late[..., None] * b)  # (R, H, K, P, N)
+        before, last = _handed_on(written, gone[..., -1], state, keep)
     if before is not None:
         y = y.add_((gone.to(x.dtype).exp()[..., None] * c) @ before.mT)
     return y, last
