@@ -9,17 +9,14 @@ from torch import Tensor, nn
 
 from tests.golden_checks.case import Case, Excuse
 from tests.golden_checks.var_transformer import (
-    expect_turns,
+    both_halves,
+    expect_images,
     plain_logits,
-    run,
-    settings,
     watch,
     with_first,
 )
 from var.condition import Condition
 from var.nn.mamba import Mamba2, State
-from var.published import Parts
-from var.tokenizers.tokenizer import Canvas
 
 NOT_APPLICABLE: tuple[Excuse, ...] = ()
 
@@ -79,22 +76,9 @@ def check_teacher_forcing(case: Case) -> None:
 
 def check_greedy(case: Case) -> None:
     parts = case.build()
-    observed, canvases = run(parts, case.inputs["label"], settings(case))
-    expect_turns(case, "raw_logits", observed.raw)
-    expect_turns(case, "cfg_logits", observed.guided)
-    expect_turns(case, "idx", observed.tokens)
-    expect_turns(case, "fhat", [canvas.latent for canvas in canvases])
-    case.expect("img", parts.tokenizer.decode(canvases[-1]))
-    case.expect("tf_train_logits", forced(case, parts, canvases[-1]))
-
-
-@torch.no_grad()
-def forced(case: Case, parts: Parts, canvas: Canvas) -> Tensor:
-    """Return the logits of both halves (2B, L, V) on the tokens of a canvas, in training mode."""
-    span, labels = parts.schedule[:], case.inputs["label"]
-    condition = Condition(torch.cat([labels, torch.full_like(labels, -1)]))
-    x = canvas.read(span).repeat(2, 1, 1)
-    return plain_logits(parts.model, parts.model.train()(x, span, condition), span)
+    canvas = expect_images(case, parts)
+    parts.model.train()
+    case.expect("tf_train_logits", torch.cat(both_halves(case, parts, canvas), dim=1))
 
 
 CHECKS: dict[str, Callable[[Case], None]] = {

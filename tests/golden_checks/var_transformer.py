@@ -182,17 +182,23 @@ def expect_turns(case: Case, stem: str, values: list[Tensor]) -> None:
         case.expect(f"{stem}_{k}", value)
 
 
-def check_greedy(case: Case) -> None:
-    parts, sampling = case.build(), settings(case)
-    observed, canvases = run(parts, case.inputs["label"], sampling)
+def expect_images(case: Case, parts: Parts) -> Canvas:
+    """Compare logits, ids and latents of all turns, and images; return the last canvas."""
+    observed, canvases = run(parts, case.inputs["label"], settings(case))
     expect_turns(case, "raw_logits", observed.raw or both_halves(case, parts, canvases[-1]))
     expect_turns(case, "cfg_logits", observed.guided)
     expect_turns(case, "idx", observed.tokens)
     expect_turns(case, "fhat", [canvas.latent for canvas in canvases])
-    for k in range(1, len(parts.schedule)):
-        view = grid(canvases[-1].read(parts.schedule[k : k + 1]), parts.schedule, k)
-        case.expect(f"next_{k - 1}", view)
     case.expect("img", parts.tokenizer.decode(canvases[-1]))
+    return canvases[-1]
+
+
+def check_greedy(case: Case) -> None:
+    parts, sampling = case.build(), settings(case)
+    canvas = expect_images(case, parts)
+    for k in range(1, len(parts.schedule)):
+        view = grid(canvas.read(parts.schedule[k : k + 1]), parts.schedule, k)
+        case.expect(f"next_{k - 1}", view)
     # The two extra runs are described in words only.
     for stem, guided in {
         "uncond_idx": sampling,
