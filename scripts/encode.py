@@ -26,7 +26,7 @@ from var.errors import UserError
 from var.recipe import parse_schedule, written
 from var.schedule import Schedule
 from var.scripts.command import check_least, check_writable, command, made
-from var.scripts.train import check_sizes
+from var.scripts.parts import check_sizes
 from var.store import Run
 from var.tokenizers.tokenizer import Tokenizer
 

@@ -19,7 +19,7 @@ from var.recipe import build, keywords, parse_sampling, parse_schedule
 from var.sampling import Sampling
 from var.schedule import Schedule
 from var.scripts.command import check_complete, made
-from var.scripts.train import geometry, plain
+from var.scripts.parts import geometry, plain
 from var.tokenizers.losses import Objective
 from var.training.kl import KLTask
 from var.training.loop import Settings

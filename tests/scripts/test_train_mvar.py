@@ -18,7 +18,7 @@ from var.published import CHECKPOINTS, blueprint
 from var.recipe import parse_sampling
 from var.sampling import Sampling
 from var.scripts.command import made
-from var.scripts.train import plain
+from var.scripts.parts import plain
 from var.training.loop import Settings
 
 # Depth to epochs, batch, rate for each 256 images, last rate, last weight decay, size of the gates.
