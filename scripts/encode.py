@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from var import hub
 from var.data.images import ImageData, check_pixels
-from var.data.index import Index
+from var.data.index import NUMBERS, Index
 from var.data.latents import fingerprint
 from var.devices import PRECISIONS, parse_device, share
 from var.encoding import Encoder, Folder, number_type
@@ -29,6 +29,7 @@ from var.scripts.command import check_least, check_writable, command, made
 from var.scripts.parts import check_sizes
 from var.store import Run
 from var.tokenizers.tokenizer import Tokenizer
+from var.unusable import UNUSABLE
 
 log = logging.getLogger("var.scripts.encode")
 
@@ -66,6 +67,7 @@ def main(cfg: DictConfig) -> None:
     if state.num_processes > 1 and device.type != "cpu":
         device = cast(torch.device, state.device)
     bar, data = options.progress and state.is_main_process, images(options)
+    centres = data.plain()  # before any is read: what is unusable is counted by shard
     run = hub.find(options.tokenizer["run"], device=device, files=options.files)
     encoder, index = prepare(options, run, data, device)
     folder = Folder(Path(options.out), index)
@@ -73,14 +75,19 @@ def main(cfg: DictConfig) -> None:
     todo = [folder.missing(bar) if state.is_main_process else []]
     todo = broadcast_object_list(todo)[0]
     mine = [todo[i] for i in share(len(todo), state.process_index, state.num_processes)]
-    encode(encoder, data, folder, mine, options.batch_size, bar)
+    encode(encoder, centres, folder, mine, options.batch_size, bar)
     state.wait_for_everyone()
     if state.is_main_process:
-        index = folder.finish()
+        index = folder.finish(data.unusable)
         log.info(
             "%d codes, %d of %d shards made in %.1f s: %s",
             index.entries, len(todo), len(index.shards), perf_counter() - started, options.out,
         )  # fmt: skip
+        if index.unusable:
+            log.warning(
+                "%d of %d images are unusable and left out, see %s",
+                len(index.unusable), index.images, Path(options.out, UNUSABLE),
+            )  # fmt: skip
 
 
 def check(options: Options) -> None:
@@ -96,7 +103,7 @@ def check(options: Options) -> None:
 
 
 def images(options: Options) -> ImageData:
-    """Return the images to encode, none of them drawn at random.
+    """Return the images to encode.
 
     Raises:
         UserError: there is no such split, or they are codes already.
@@ -105,7 +112,7 @@ def images(options: Options) -> ImageData:
         raise UserError(f"split={options.split}: use train or, where data has one, test")
     data: ImageData = made(options.data[options.split])
     check_pixels(data, "var-encode")
-    return data.plain()
+    return data
 
 
 def prepare(
@@ -167,14 +174,21 @@ def encode(
     """Make some shards of a cache."""
     parts = [folder.parts[number] for number in mine]
     each = 2 if encoder.flips else 1
+    blank = torch.empty(0, *folder.index.shape, dtype=NUMBERS[folder.index.numbers])
     with tqdm(total=sum(map(len, parts)), unit="image", disable=not bar) as shown:
         for number, batches in zip(mine, encoder.shards(data, parts, batch_size), strict=True):
-            codes, labels = [], []
+            codes, labels, known = (
+                [blank],
+                [blank.new_empty(0, dtype=torch.int64)],
+                len(data.unusable),
+            )
             for code, label in batches:
                 codes.append(code)
                 labels.append(label)
                 shown.update(len(label) // each)
-            folder.add(number, torch.cat(codes), torch.cat(labels))
+            unusable = list(data.unusable.items())[known:]
+            shown.update(len(unusable))
+            folder.add(number, torch.cat(codes), torch.cat(labels), unusable)
 
 
 if __name__ == "__main__":

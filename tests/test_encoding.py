@@ -147,6 +147,25 @@ def test_another_run_into_the_same_folder_is_refused(
     assert files(tmp_path) == before
 
 
+def test_what_a_shard_lacks_is_kept_with_it_and_listed_when_all_is_done(tmp_path: Path) -> None:
+    whole = replace(index(Drawing()), flips=False)
+    folder, code = Folder(tmp_path / "cache", whole), torch.ones(11, 3, 4, 4, dtype=torch.float16)
+    folder.add(0, code[:3], torch.arange(3), [("a/2.png", "not an image")])
+    folder.add(1, code[:0], torch.arange(0), [(f"b/{i}.png", "1x1, café") for i in range(4)])
+    again = Folder(tmp_path / "cache", whole)
+    assert again.missing() == [2], "what was found before counts as done"
+    again.add(2, code[:3], torch.arange(3))
+    finished = again.finish({"c/photo.dat": "renamed"})
+    assert (finished.entries, finished.images, len(finished.unusable)) == (6, 11, 5)
+    cache = latents(root=tmp_path / "cache")
+    assert cache.index == finished and len(cache) == 6
+    assert cache.__getitems__(range(6)).label.tolist() == [0, 1, 2, 0, 1, 2]
+    lines = (tmp_path / "cache/unusable.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[:2] == ["path,reason", "a/2.png,not an image"]
+    assert lines[2] == 'b/0.png,"1x1, café"' and len(lines) == 7
+    assert Folder(tmp_path / "cache", whole).missing() == []
+
+
 def test_a_value_too_large_for_half_precision_is_one_line_with_the_remedy() -> None:
     batch = images().__getitems__([0, 1])
     for numbers in (torch.float16, torch.float32):

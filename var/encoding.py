@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 import yaml
@@ -27,6 +28,7 @@ from var.data.latents import check_shards
 from var.errors import UserError
 from var.schedule import Schedule
 from var.tokenizers.tokenizer import Tokenizer
+from var.unusable import UNUSABLE, write_unusable
 
 _SETTINGS = "settings.yaml"
 
@@ -68,19 +70,25 @@ class Folder:
         good = noted.keys() - damaged
         return [i for i in range(len(self.parts)) if _name(i) not in good]
 
-    def add(self, number: int, code: Tensor, label: Tensor) -> None:
-        """Write shard `number`: codes (n, ...) and labels (n,).
+    def add(
+        self, number: int, code: Tensor, label: Tensor, unusable: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        """Write shard `number`: codes (n, ...), labels (n,), and what images it lacks, and why.
 
         Raises:
             UserError: it cannot be written.
         """
         blob = save({"code": code.contiguous(), "label": label.contiguous()})
         _write(self.root / _name(number), blob)
-        shard = Shard(_name(number), len(label), hashlib.sha256(blob).hexdigest())
-        _write(self._note(number), yaml.safe_dump(asdict(shard)).encode())
+        checksum = hashlib.sha256(blob).hexdigest()
+        shard = Shard(_name(number), len(label), checksum, tuple(unusable))
+        _write(self._note(number), yaml.safe_dump(shard.plain()).encode())
 
-    def finish(self) -> Index:
-        """Write the index of a folder of which no shard is missing, and return it."""
+    def finish(self, unusable: Mapping[str, str] = MappingProxyType({})) -> Index:
+        """Write the index of a folder of which no shard is missing, and return it.
+
+        Files that are `unusable`, beside those of the shards, are listed with them.
+        """
         noted = self._noted()
         if lost := [_name(i) for i in range(len(self.parts)) if _name(i) not in noted]:
             raise UserError(
@@ -89,6 +97,8 @@ class Folder:
             )
         shards = tuple(noted[_name(i)] for i in range(len(self.parts)))
         index = replace(self.index, shards=shards)
+        if every := {**unusable, **index.unusable}:
+            write_unusable(self.root / UNUSABLE, every)
         _write(self.root / INDEX, index.text().encode())
         shutil.rmtree(self.progress, ignore_errors=True)
         return index
@@ -101,7 +111,7 @@ class Folder:
             noted = {shard.file: shard for shard in index.shards}
         for note in map(self._note, range(len(self.parts))):
             if note.is_file():
-                shard = Shard(**yaml.safe_load(note.read_text(encoding="utf-8")))
+                shard = Shard.parse(yaml.safe_load(note.read_text(encoding="utf-8")))
                 noted[shard.file] = shard
         return noted
 
@@ -152,12 +162,13 @@ class Encoder:
     ) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
         """Yield for each part of the data its codes and labels, batch by batch.
 
-        Batches begin with a part, so that a part's codes do not depend on what else is made.
+        Batches begin with a part, so that a part's codes do not depend on what else is made. Those
+        of which all images are unusable are left out.
         """
         lists = [_lists(part, batch_size) for part in parts]
         batches = loader(data, [numbers for part in lists for numbers in part])
         for part in lists:
-            yield map(self.codes, islice(batches, len(part)))
+            yield (self.codes(batch) for batch in islice(batches, len(part)) if len(batch.label))
 
 
 def number_type(tokenizer: Tokenizer, code: Tensor, floats: torch.dtype) -> torch.dtype:

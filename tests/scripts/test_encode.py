@@ -11,8 +11,8 @@ from PIL import Image
 
 from tests.conftest import make_run
 from var import store
-from var.data.images import centre_crop
 from var.data.latents import Latents
+from var.data.transforms import centre_crop
 from var.errors import UserError
 from var.schedule import Schedule
 from var.scripts.encode import main
@@ -48,8 +48,8 @@ def words(*overrides: str) -> list[str]:
 def encode(*overrides: str) -> Latents:
     """Run the command on the composed config; return the cache as a training run opens it."""
     with initialize_config_module("var.configs", version_base="1.3"):
-        main(compose("encode", words(*overrides)))
-        cfg = compose("train", ["data=latents", "data.root=cache", "name=x", "schedule=[1]"])
+        main(cfg := compose("encode", words(*overrides)))
+        cfg = compose("train", ["data=latents", f"data.root={cfg.out}", "name=x", "schedule=[1]"])
     return instantiate(cfg.data.train)
 
 
@@ -83,6 +83,27 @@ def test_a_data_set_becomes_a_cache_of_its_centres_and_their_mirror_images(place
     assert (cache.name, cache.size, cache.index.numbers) == ("image_folder", 8, "uint8")
     names = [f"{i:05d}.safetensors" for i in range(3)]
     assert sorted(path.name for path in (place / "cache").iterdir()) == [*names, "cache.yaml"]
+
+
+def test_unusable_images_are_left_out_and_listed_however_often_a_run_was_stopped(
+    place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = encode("out=whole").__getitems__(range(5))
+    for name in ("cat/0", "cat/4"):  # the very first one, and the first of the second shard
+        (place / f"data/train/{name}.png").write_bytes(b"no image")
+    (place / "data/train/dog/1.png").rename(place / "data/train/dog/1.jpe")
+    cache = encode("data.workers=1")
+    assert len(cache) == 2 and cache.index.images == 4
+    left = cache.__getitems__(range(2))
+    assert torch.equal(left.image, whole.image[[1, 4]]) and left.label.tolist() == [0, 1]
+    assert "2 of 4 images are unusable and left out, see cache/unusable.csv" in caplog.text
+    listed = (place / "cache/unusable.csv").read_text()
+    assert [line.split(",")[0] for line in listed.splitlines()[1:]] == [
+        f"data/train/{name}" for name in ("cat/0.png", "cat/4.png", "dog/1.jpe")
+    ]
+    (place / "cache/00000.safetensors").unlink()
+    assert encode().index == cache.index, "made again as it was"
+    assert (place / "cache/unusable.csv").read_text() == listed
 
 
 def test_a_finished_cache_is_checked_and_repaired_and_not_made_again(

@@ -6,20 +6,24 @@ Every data set is a map from numbers to images (B, 3, H, W) in [0, 1] and labels
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
+from var.data.transforms import chance
 from var.errors import UserError
 from var.schedule import Schedule
 from var.tokenizers.tokenizer import Tokenizer
+
+log = logging.getLogger("var.data")
 
 
 class Batch(NamedTuple):
@@ -46,6 +50,7 @@ class ImageData(Protocol):
         size: side of the images in pixels.
         workers: processes that a loader shall read with; 0: its own.
         codes: whether it hands out codes in place of images.
+        unusable: files that were found to hold no image that can be used, and why, see `note`.
     """
 
     name: str
@@ -53,12 +58,16 @@ class ImageData(Protocol):
     size: int
     workers: int
     codes: bool
+    unusable: dict[str, str]
 
     def __len__(self) -> int: ...
     def __getitems__(self, numbers: Sequence[int]) -> Batch: ...
 
     def plain(self) -> ImageData:
-        """Return the data set without random crops and flips."""
+        """Return the data set without random crops and flips, for those who read it once.
+
+        A batch of it lacks images that are unusable, where others of the data set replace them.
+        """
         ...
 
     def digest(self) -> str:
@@ -80,6 +89,7 @@ class Images(Dataset[Batch]):
     classes: Sequence[str]
     workers: int = 0
     codes: bool = False
+    unusable: dict[str, str] = {}  # of what cannot be unusable; others have their own
 
     def plain(self) -> ImageData:
         """Return the data set itself: nothing in it is random."""
@@ -88,6 +98,17 @@ class Images(Dataset[Batch]):
     def reader(self, tokenizer: Tokenizer, schedule: Schedule) -> Tokenizer:
         """Return the tokenizer itself: it reads pixels."""
         return tokenizer
+
+
+def note(unusable: dict[str, str], path: str, reason: str) -> None:
+    """Add a file to those that are unusable, and say so if it is new.
+
+    Worker processes do not: `var.data.batches.loader` hears of what they find, and says it once.
+    """
+    if path not in unusable:
+        unusable[path] = reason
+        if get_worker_info() is None:
+            log.warning("unusable image %s: %s", path, reason)
 
 
 def check_pixels(data: ImageData, what: str) -> None:
@@ -105,14 +126,26 @@ class TensorImages(Images):
 
     Args:
         name: of the data set.
-        pixels: (N, H, W) uint8, grey.
+        pixels: (N, H, W) uint8, grey; or (N, 3, H, W), in colour.
         labels: (N,) int64.
         classes: names of the classes.
+        flip: mirror every other image.
+        seed: which ones is a function of it and of the number.
     """
 
-    def __init__(self, name: str, pixels: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
-        self.name, self.pixels, self.labels, self.classes = name, pixels, labels, list(classes)
-        self.size = pixels.shape[-1]
+    def __init__(
+        self,
+        name: str,
+        pixels: Tensor,
+        labels: Tensor,
+        classes: Sequence[str],
+        *,
+        flip: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.name, self.labels, self.classes = name, labels, list(classes)
+        self.pixels = pixels if pixels.ndim == 4 else pixels[:, None]
+        self.size, self.flip, self.seed = pixels.shape[-1], flip, seed
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -125,8 +158,20 @@ class TensorImages(Images):
 
     def __getitems__(self, numbers: Sequence[int]) -> Batch:
         index = torch.as_tensor(numbers) % len(self)
-        grey = self.pixels[index].float().div(255)
-        return Batch(grey[:, None].expand(-1, 3, -1, -1).contiguous(), self.labels[index])
+        image = self.pixels[index].float().div(255)
+        if self.flip:
+            drawn = [torch.rand((), generator=chance(self.seed, number)) for number in numbers]
+            mirrored = torch.stack(drawn) < 0.5
+            image[mirrored] = image[mirrored].flip(-1)
+        return Batch(image.expand(-1, 3, -1, -1).contiguous(), self.labels[index])
+
+    def plain(self) -> ImageData:
+        """Return the same images, none of them mirrored."""
+        if not self.flip:
+            return self  # pyright: ignore[reportReturnType]
+        twin = copy(self)
+        twin.flip = False
+        return twin  # pyright: ignore[reportReturnType]
 
 
 def digits(*, train: bool = True, size: int = 16) -> TensorImages:
@@ -169,64 +214,3 @@ def fashion_mnist(
         ) from error
     pixels = F.pad(data.data, (padding,) * 4)
     return TensorImages("fashion_mnist", pixels, data.targets, data.classes)
-
-
-def crop_fashion_mnist(image: Tensor, padding: int = 2) -> Tensor:
-    """Return images (B, 3, 32, 32) in [0, 1] as the original grey ones: (B, 1, 28, 28) uint8."""
-    grey = image[..., padding:-padding, padding:-padding].mean(dim=1, keepdim=True)
-    return grey.clamp(0, 1).mul(255).round().byte()
-
-
-def centre_crop(
-    size: int, enlarge: float = 1.125, resize: str = "lanczos"
-) -> Callable[[Image.Image], Tensor]:
-    """Return the published validation transform: PIL image to (3, size, size), values in [0, 1].
-
-    Args:
-        size: of the crop.
-        enlarge: the shorter edge is first resized to so many sizes, then the centre cut out.
-        resize: `lanczos` (VAR, section 5) or `halving` (LlamaGen, section 5), see `RESIZE`.
-    """
-    resized, whole = RESIZE[resize], {"lanczos": round, "halving": int}[resize]
-
-    def transform(image: Image.Image) -> Tensor:
-        image = resized(upright(image), whole(enlarge * size))
-        left = whole((image.width - size) / 2)
-        top = whole((image.height - size) / 2)
-        return to_tensor(image.crop((left, top, left + size, top + size)))
-
-    return transform
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """Return an image in colour, turned as its camera says."""
-    return ImageOps.exif_transpose(image).convert("RGB")
-
-
-def shorter_edge(image: Image.Image, side: int) -> Image.Image:
-    """Return an image with a shorter edge of `side` pixels, resized by Lanczos."""
-    short, long = sorted(image.size)
-    far = int(side * long / short)
-    size = (side, far) if image.width <= image.height else (far, side)
-    return image.resize(size, Image.Resampling.LANCZOS)
-
-
-def halved(image: Image.Image, side: int) -> Image.Image:
-    """Return an image with a shorter edge of `side` pixels, as diffusion models train on.
-
-    It is halved by a box filter while that leaves enough, then resized by a bicubic one.
-    """
-    while min(image.size) >= 2 * side:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = side / min(image.size)
-    size = (round(image.width * scale), round(image.height * scale))
-    return image.resize(size, Image.Resampling.BICUBIC)
-
-
-# How a shorter edge is brought to a length.
-RESIZE = {"lanczos": shorter_edge, "halving": halved}
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """Return an image in colour as (3, H, W) float32 in [0, 1]."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(255)

@@ -29,11 +29,27 @@ class Shard:
         file: its name.
         count: entries in it.
         sha256: of its bytes.
+        unusable: paths of images that it lacks, and why they are unusable.
     """
 
     file: str
     count: int
     sha256: str
+    unusable: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def parse(cls, plain: dict[str, Any]) -> Shard:
+        """Return the shard of which `plain` made this.
+
+        Raises:
+            TypeError: it is of nothing of that kind.
+        """
+        return cls(**{**plain, "unusable": tuple(map(tuple, plain.get("unusable", ())))})
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as YAML knows it, as it always was where no image is unusable."""
+        found = {"unusable": [list(pair) for pair in self.unusable]} if self.unusable else {}
+        return {"file": self.file, "count": self.count, "sha256": self.sha256, **found}
 
 
 @dataclass(frozen=True)
@@ -46,7 +62,7 @@ class Index:
         source: digest of the data set, see `ImageData.digest`.
         size: side of its images in pixels.
         classes: their names.
-        images: number of images.
+        images: number of images in the data set, unusable ones among them.
         flips: whether each is there twice, as entries 2 i (plain) and 2 i + 1 (mirrored).
         shard_size: images in a shard.
         numbers: type of the codes, one of `NUMBERS`.
@@ -90,7 +106,7 @@ class Index:
             plain["classes"] = tuple(map(str, plain["classes"]))
             plain["shape"] = tuple(map(int, plain["shape"]))
             plain["grids"] = tuple((int(h), int(w)) for h, w in plain["grids"])
-            plain["shards"] = tuple(Shard(**shard) for shard in plain["shards"])
+            plain["shards"] = tuple(map(Shard.parse, plain["shards"]))
             index = cls(**plain)
             _ = NUMBERS[index.numbers], index.schedule
             return index
@@ -111,13 +127,19 @@ class Index:
         return Schedule.raster(grid)
 
     @property
+    def unusable(self) -> dict[str, str]:
+        """Paths of the images that were left out, and why."""
+        return dict(pair for shard in self.shards for pair in shard.unusable)
+
+    @property
     def entries(self) -> int:
         """Number of codes."""
-        return self.images * (2 if self.flips else 1)
+        return (self.images - len(self.unusable)) * (2 if self.flips else 1)
 
     def text(self) -> str:
         """Return the index as YAML; `parse` reads it back equal."""
-        plain = _plain({"format": FORMAT, **asdict(self)})
+        shards = [shard.plain() for shard in self.shards]
+        plain = _plain({"format": FORMAT, **asdict(self), "shards": shards})
         if not self.raster:  # as it always was
             del plain["raster"]
         return yaml.safe_dump(
@@ -146,7 +168,7 @@ def read_index(root: Path) -> Index:
         raise UserError(f"{root} holds no {INDEX}: make a cache with var-encode") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
-    if not index.images or sum(shard.count for shard in index.shards) != index.entries:
+    if not index.entries or sum(shard.count for shard in index.shards) != index.entries:
         raise UserError(f"{path} is damaged (shards do not make up {index.entries} entries)")
     return index
 
@@ -154,7 +176,7 @@ def read_index(root: Path) -> Index:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def _short(value: object) -> str:
