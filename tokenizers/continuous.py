@@ -94,6 +94,16 @@ class KL(nn.Module):
         self.register_buffer("scale", None)
         self.reset_buffers()
 
+    @property
+    def parts(self) -> dict[str, list[nn.Module]]:
+        """What may be trained by itself, by name."""
+        vae = self.vae  # some have no convolutions between
+        halves = {
+            "encoder": [vae.encoder, vae.quant_conv],
+            "decoder": [vae.decoder, vae.post_quant_conv],
+        }
+        return {half: [part for part in parts if part] for half, parts in halves.items()}
+
     def reset_buffers(self) -> None:
         """Put shift and scale where the autoencoder's keywords have them.
 

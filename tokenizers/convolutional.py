@@ -73,6 +73,15 @@ class Convolutional(nn.Module):
         vocabulary, channels = self.quantizer.codebook.weight.shape
         return {"vocabulary": vocabulary, "channels": channels}
 
+    @property
+    def parts(self) -> dict[str, list[nn.Module]]:
+        """What may be trained by itself, by name."""
+        return {
+            "encoder": [self.encoder, self.quant_conv],
+            "quantizer": [self.quantizer],
+            "decoder": [self.decoder, self.post_quant_conv],
+        }
+
     def compress(self, image: Tensor, schedule: Schedule) -> Tensor:
         """Return the ids (B, L) of all groups of an image (B, 3, H, W) in [0, 1]."""
         return torch.cat(self.quantizer.quantise(self.features(image), schedule), dim=1)

@@ -6,7 +6,8 @@ teacher forcing, sampling and training all run through `Residual.write`, so they
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -101,7 +102,7 @@ class MultiScaleQuantizer(nn.Module):
         count = 0 if share == 0 else sharing or scales
         self.phi = nn.ModuleList(Blend(channels, share) for _ in range(count))
         self.standard = Standardise(scales, channels) if standardise else None
-        self.commitment, self.scales = commitment, scales
+        self.commitment, self.scales, self.sharing = commitment, scales, sharing
         # What decides, besides the weights, what tokens mean.
         self.rules = (blend, normalised)
 
@@ -109,6 +110,15 @@ class MultiScaleQuantizer(nn.Module):
     def channels(self) -> int:
         """Latent channels C."""
         return self.codebook.weight.shape[1]
+
+    def rescale(self, origin: Sequence[int]) -> None:
+        """Become a quantizer of other scales: what is scale k's own was that of `origin[k]`."""
+        if self.standard is not None:
+            self.standard.choose(origin)
+        if self.sharing == 0:
+            kept = [self.phi[self.phi_index(k, self.scales)] for k in origin] if self.phi else []
+            self.phi = nn.ModuleList(deepcopy(phi) for phi in kept)
+        self.scales = len(origin)
 
     def phi_index(self, group: int, scales: int) -> int:
         """Return which Phi serves scale `group` of `scales` (VAR, section 6.1).

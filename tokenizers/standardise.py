@@ -8,6 +8,8 @@ covariance all scales fill the same unit ball, and share all codes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -45,6 +47,11 @@ class Standardise(nn.Module):
         """Undo `forward`: (B, C, h, w) in units of the statistics back to latent values."""
         coloured = torch.einsum("dc,bchw->bdhw", self.colour[group], vectors)
         return coloured + self.mean[group, :, None, None]
+
+    def choose(self, scales: Sequence[int]) -> None:
+        """Have the statistics of these scales, in this order, any number of times."""
+        for name in ("mean", "colour", "white"):
+            setattr(self, name, getattr(self, name)[list(scales)])
 
     @torch.no_grad()
     def follow(self, mean: Tensor, covariance: Tensor, share: float) -> None:

@@ -9,7 +9,6 @@ from var.bench.distance import add_distances
 from var.bench.measure import Result
 from var.bench.rows import Row
 from var.bench.stopwatch import Stopwatch
-from var.data.images import crop_fashion_mnist
 from var.metrics.features import SmallClassifier
 
 
@@ -36,7 +35,7 @@ def distances(*brightness: float, network: SmallClassifier) -> tuple[list[float 
     subjects = [Noise(each) for each in brightness]
     rows = [Row(str(i), 4, "", "fp32", subject, classes=(0,)) for i, subject in enumerate(subjects)]
     results = [Result(row) for row in rows]
-    add_distances(results, 10, network, crop_fashion_mnist)
+    add_distances(results, 10, network)
     return [result.distance for result in results], [subject.drawn for subject in subjects]
 
 

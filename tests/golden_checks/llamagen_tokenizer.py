@@ -17,20 +17,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tests.golden_checks.case import Case, Excuse
-from var.data.images import centre_crop
+from var.data.transforms import centre_crop
 from var.png import to_uint8
 from var.schedule import Schedule
 from var.systems import llamagen_vq
-from var.tokenizers.losses import (
-    Adversarial,
-    Objective,
-    PatchDiscriminator,
-    Perceptual,
-    Reconstruction,
-    hinge,
-    pull,
-    vanilla,
-)
+from var.tokenizers.adversarial import Adversarial, PatchDiscriminator, hinge, pull, vanilla
+from var.tokenizers.losses import Objective, Reconstruction
+from var.tokenizers.perceptual import Perceptual
 from var.tokenizers.quantizer import Quantizer
 from var.tokenizers.singlescale import VQ
 from var.training.health import count_codes, usage

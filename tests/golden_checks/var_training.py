@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.golden_checks.case import Case
 from var.condition import Condition
-from var.data.images import centre_crop
+from var.data.transforms import centre_crop
 from var.models.var import VAR
 from var.random import Rng
 from var.sampling import Guide

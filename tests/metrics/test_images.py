@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import save_file
 from scipy.linalg import sqrtm
 
-from var.data.images import crop_fashion_mnist
 from var.errors import UserError
 from var.metrics.features import SmallClassifier, small_classifier
 from var.metrics.images import Likeness, psnr
@@ -19,11 +18,11 @@ FAKE = REAL.flip(-1) * torch.linspace(0.6, 1, 200)[:, None, None, None]
 
 def network() -> SmallClassifier:
     torch.manual_seed(0)
-    return SmallClassifier(mean=[0.5], deviation=[0.3]).eval()
+    return SmallClassifier(mean=[0.5], deviation=[0.3], padding=2).eval()
 
 
 def likeness(net: SmallClassifier, fake: torch.Tensor, label: torch.Tensor) -> dict[str, float]:
-    metric = Likeness(net, crop_fashion_mnist)
+    metric = Likeness(net)
     metric.real([REAL[:150], REAL[150:]])
     metric.fake(fake[:90], label[:90])
     metric.fake(fake[90:], label[90:])
@@ -33,7 +32,7 @@ def likeness(net: SmallClassifier, fake: torch.Tensor, label: torch.Tensor) -> d
 def test_the_frechet_distance_equals_the_formula_on_saved_features() -> None:
     net, label = network(), torch.zeros(200, dtype=torch.int64)
     with torch.no_grad():
-        a, b = (net(crop_fashion_mnist(x)).double().numpy() for x in (REAL, FAKE))
+        a, b = (net(net.native(x)).double().numpy() for x in (REAL, FAKE))
     cross = sqrtm(np.cov(a, rowvar=False) @ np.cov(b, rowvar=False)).real
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(
         np.cov(a, rowvar=False) + np.cov(b, rowvar=False) - 2 * cross
@@ -46,11 +45,20 @@ def test_the_frechet_distance_equals_the_formula_on_saved_features() -> None:
 def test_label_agreement_is_the_share_of_images_classified_as_asked() -> None:
     net = network()
     with torch.no_grad():
-        label = net.logits(net(crop_fashion_mnist(FAKE))).argmax(-1)
+        label = net.logits(net(net.native(FAKE))).argmax(-1)
     wrong = label.clone()
     wrong[:50] += 1
     assert likeness(net, FAKE, label)["label_agreement"] == 1
     assert likeness(net, FAKE, wrong)["label_agreement"] == 0.75
+
+
+def test_a_network_is_shown_images_as_it_knows_them() -> None:
+    grey = network().native(REAL)
+    assert grey.shape == (200, 1, 28, 28) and grey.dtype == torch.uint8
+    levels = REAL[:, :, 2:30, 2:30].mean(dim=1, keepdim=True) * 255
+    torch.testing.assert_close(grey.float(), levels, atol=0.501, rtol=0)
+    colour = SmallClassifier(mean=[0.5] * 3, deviation=[0.3] * 3)
+    assert torch.equal(colour.native(REAL), (REAL * 255).round().byte())
 
 
 def test_psnr_of_a_known_error() -> None:

@@ -9,6 +9,7 @@ import torch
 from hydra import compose, initialize_config_module
 from safetensors.torch import save_file
 
+from tests.data.odd import picture
 from tests.fakes import fake_fashion_mnist
 from var import store
 from var.errors import UserError
@@ -61,6 +62,25 @@ def test_reconstructions_are_measured_over_the_whole_split(place: Path) -> None:
     assert figures["images"] == 5 and figures["psnr"] > 0
     assert len(figures["usage_per_scale"]) == len(figures["perplexity_per_scale"]) == 2
     assert all(0 < share <= 5 / 8 for share in figures["usage_per_scale"][:1])
+
+
+def test_images_that_are_unusable_are_left_out_and_counted(place: Path, tmp_path: Path) -> None:
+    for i in range(6):
+        (tmp_path / "images/any").mkdir(parents=True, exist_ok=True)
+        picture(i, (40, 36)).save(tmp_path / f"images/any/{i}.png")
+    (tmp_path / "images/any/9.dat").write_bytes((tmp_path / "images/any/5.png").read_bytes())
+    data = ["data=image_folder", f"data.root={tmp_path}/images", "data.size=32", "data.workers=0"]
+    good = evaluate(place, *data, "mode=reconstruction", "batch_size=2")
+    assert (good["images"], good["unusable"]) == (6, 1), "the one that was renamed"
+    for i in (2, 3):
+        picture(i, (40, 36)).save(tmp_path / f"images/any/{i}a.png")
+        (tmp_path / f"images/any/{i}b.png").write_text("no image")
+    (tmp_path / "images/any/2.png").unlink()
+    (tmp_path / "images/any/3.png").unlink()
+    figures = evaluate(place, *data, "mode=reconstruction", "batch_size=1")
+    assert (figures["images"], figures["unusable"]) == (6, 3)
+    assert figures["reference"] == "image_folder test, 6 images"
+    assert figures["psnr"] == pytest.approx(good["psnr"], abs=2e-3)
 
 
 def test_samples_are_as_many_of_each_class_and_do_not_depend_on_the_batch(place: Path) -> None:

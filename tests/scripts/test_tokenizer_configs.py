@@ -9,9 +9,10 @@ from omegaconf import DictConfig, OmegaConf
 from var.published import CHECKPOINTS, blueprint
 from var.recipe import build, parse_schedule
 from var.scripts.command import made
-from var.tokenizers.losses import Adversarial, Objective, PatchDiscriminator
-from var.training.loop import Settings
+from var.tokenizers.adversarial import Adversarial, PatchDiscriminator
+from var.tokenizers.losses import Objective
 from var.training.optim import published_rate
+from var.training.settings import Settings
 
 VQ = pytest.mark.parametrize("name", ["llamagen-vq16", "llamagen-vq8"])
 IMAGENET = 1_281_167

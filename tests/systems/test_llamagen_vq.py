@@ -12,7 +12,7 @@ from var.recipe import build
 from var.schedule import Schedule
 from var.systems import llamagen_vq
 from var.systems.llamagen_vq import CHECKPOINTS
-from var.tokenizers.losses import PatchDiscriminator
+from var.tokenizers.adversarial import PatchDiscriminator
 from var.tokenizers.singlescale import VQ
 
 CONFIG = {"ch": 32, "ch_mult": [1, 2, 2], "z_channels": 6, "codebook_size": 20, "image_size": 16}

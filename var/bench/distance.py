@@ -11,14 +11,13 @@ from var.bench.figures import baselines
 from var.bench.measure import Result
 from var.bench.rows import Row
 from var.metrics.features import SmallClassifier
-from var.metrics.images import Likeness, Native
+from var.metrics.images import Likeness
 
 
 def add_distances(
     results: Sequence[Result],
     number: int,
     network: SmallClassifier,
-    native: Native,
     *,
     choice: str = "batch",
     told: Callable[[str], None] = lambda label: None,
@@ -29,7 +28,6 @@ def add_distances(
         results: of a bench.
         number: of images of each row, 2 or more.
         network: the feature network.
-        native: how images are handed to it.
         choice: of baselines, see `baselines`.
         told: called with a row's label before its images are drawn.
     """
@@ -40,7 +38,7 @@ def add_distances(
             continue
         told(result.row.label)
         if id(base) not in against:
-            against[id(base)] = Likeness(network, native)
+            against[id(base)] = Likeness(network)
             against[id(base)].real(images.to(device) for images in _images(base.row, number))
         likeness = against[id(base)]
         likeness.forget_fakes()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -23,6 +24,7 @@ class SmallClassifier(nn.Module):
         mean, deviation: per channel of the pixels in [0, 1]; one number each: grey images.
         stages: channel counts between poolings; the last convolution of the last stage is 1x1.
         classes: number of classes.
+        padding: pixels around images that it was not shown.
     """
 
     num_features = 128
@@ -34,8 +36,10 @@ class SmallClassifier(nn.Module):
         deviation: Sequence[float],
         stages: Sequence[Sequence[int]] = ((32, 32), (64, 64), (128, 128, 128)),
         classes: int = 10,
+        padding: int = 0,
     ) -> None:
         super().__init__()
+        self.padding = padding
         layers: list[nn.Module] = []
         now = len(mean)
         for i, stage in enumerate(stages):
@@ -54,6 +58,14 @@ class SmallClassifier(nn.Module):
         x = (images.float() / 255 - self.mean) / self.deviation
         return self.layers[:-1](x)
 
+    def native(self, image: Tensor) -> Tensor:
+        """Return images (B, 3, H, W) in [0, 1] as it was shown them, (B, C, h, w) uint8."""
+        height, width = (side - self.padding for side in image.shape[-2:])
+        image = image[..., self.padding : height, self.padding : width]
+        if len(self.mean) == 1:
+            image = image.mean(dim=1, keepdim=True)
+        return image.clamp(0, 1).mul(255).round().byte()
+
     def logits(self, features: Tensor) -> Tensor:
         """Return the class logits (B, classes) of features (B, 128)."""
         return self.layers[-1](features)
@@ -64,17 +76,19 @@ def _convolution(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
     return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
-def small_classifier(
-    path: str | Path, *, mean: Sequence[float], deviation: Sequence[float]
-) -> SmallClassifier:
+def small_classifier(path: str | Path, **shape: Any) -> SmallClassifier:
     """Return the classifier of a safetensors file with `nn.Sequential` names (`0.weight`, ...).
+
+    Args:
+        path: of the file.
+        shape: keywords of `SmallClassifier`.
 
     Raises:
         UserError: there is no such file, or it holds another network.
     """
     if not Path(path).is_file():
         raise UserError(f"no feature network at {path}: set features.path to its safetensors file")
-    net = SmallClassifier(mean=mean, deviation=deviation)
+    net = SmallClassifier(**shape)
     state = {f"layers.{key}": value for key, value in load_file(path).items()}
     missing, unknown = net.load_state_dict(state, strict=False)
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torchmetrics.aggregation import MeanMetric
 from torchmetrics.image import PeakSignalNoiseRatio
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from var.metrics.features import SmallClassifier
-
-# Images (B, 3, H, W) in [0, 1] to what the feature network was made for, (B, C, h, w) uint8.
-Native = Callable[[Tensor], Tensor]
 
 
 class Given(nn.Identity):
@@ -32,41 +30,43 @@ class Likeness:
 
     Args:
         network: the feature network.
-        native: how images are handed to it.
     """
 
-    def __init__(self, network: SmallClassifier, native: Native) -> None:
-        self.network, self.native = network, native
+    def __init__(self, network: SmallClassifier) -> None:
+        self.network = network
         given = Given(network.num_features)
         self.distance = FrechetInceptionDistance(feature=given, reset_real_features=False)
-        self.distance.to(next(network.parameters()).device)
-        self.forget_fakes()
+        device = next(network.parameters()).device
+        self.distance.to(device)
+        self.agreement = MeanMetric(nan_strategy="disable").to(device)
 
     def forget_fakes(self) -> None:
         """Begin with other generated images against the same real ones."""
         self.distance.reset()
-        self.right, self.seen = 0, 0
+        self.agreement.reset()
 
     @torch.inference_mode()
     def real(self, batches: Iterable[Tensor]) -> None:
         """Add real images (B, 3, H, W) in [0, 1]."""
         for image in batches:
-            self.distance.update(self.network(self.native(image)), real=True)
+            self.distance.update(self.network(self.network.native(image)), real=True)
 
     @torch.inference_mode()
     def fake(self, image: Tensor, label: Tensor) -> None:
         """Add generated images (B, 3, H, W) in [0, 1] and the classes (B,) they should show."""
-        features = self.network(self.native(image))
+        features = self.network(self.network.native(image))
         self.distance.update(features, real=False)
         guess = self.network.logits(features).argmax(dim=-1)
-        self.right += int((guess == label).sum())
-        self.seen += len(label)
+        self.agreement.update((guess == label).float())
 
     def report(self) -> dict[str, float]:
-        """Return the Frechet distance, and the share of images classified as their label."""
+        """Return the Frechet distance, and the share of images classified as their label.
+
+        They are those of all processes, each of which has to ask.
+        """
         return {
             "frechet_distance": float(self.distance.compute()),
-            "label_agreement": self.right / max(1, self.seen),
+            "label_agreement": float(self.agreement.compute()),
         }
 
 

@@ -8,7 +8,7 @@ How the numbers of the original map to our pieces:
   `tokenizer.quantizer(latent, schedule)`; what ids stand for is `canvas.latent`, without it.
 - its `decode_code` is `tokenizer.pixels(canvas.latent)`.
 - its losses are those of `tokenizer.quantizer.losses`, of both objectives those of
-  `var.tokenizers.losses`.
+  `var.tokenizers.losses` and its neighbours.
 - the record of codes in use is dropped: it is no part of the function.
 - images are in [0, 1] here and in [-1, 1] there.
 """
@@ -26,8 +26,8 @@ from var.errors import UserError
 from var.models.foreign import Key, KeyTable, inside
 from var.schedule import Schedule
 from var.systems.base import Checkpoint, Config, Parts, Spec, State, renamed
+from var.tokenizers.adversarial import PatchDiscriminator
 from var.tokenizers.autoencoder import Downsample, ResBlock, SpatialAttention, Upsample
-from var.tokenizers.losses import PatchDiscriminator
 
 _QUANTIZER_NAMES = {
     "n_e": "vocabulary",
