@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from var.errors import UserError
 from var.recipe import parse_sampling
+from var.scripts import slurm
 
 Task = Callable[[DictConfig], None]
 
@@ -54,6 +55,7 @@ def run(task: Task, config: str, home: str) -> None:
         reached.append(cfg)
         try:
             check_complete(cfg)
+            slurm.adopt()
             task(cfg)
         except (UserError, OmegaConfBaseException, InstantiationException) as error:
             # Caught in here, because Hydra meets any exception of a task with a traceback.

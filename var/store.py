@@ -110,12 +110,7 @@ def load(
         UserError: a file is missing, damaged, or does not fit; the message names what.
     """
     folder = Path(folder)
-    path = _locate(folder, CONFIG)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder} is not a run folder: cannot read {CONFIG}: {error}") from error
-    recipe = Recipe.parse(text, str(path))
+    recipe, path = read_recipe(folder), _locate(folder, CONFIG)
     where, file = f"{path}: tokenizer", _locate(folder, TOKENIZER)
     tokenizer = _module(recipe.tokenizer, where, file, device, torch.float32)
     model = None
@@ -125,6 +120,20 @@ def load(
     file = _locate(folder, BUDGET)
     budget = read_budget(file, recipe.schedule) if model is not None and file.exists() else None
     return Run(recipe, tokenizer, model, budget)
+
+
+def read_recipe(folder: str | Path) -> Recipe:
+    """Return what a run folder's configuration says.
+
+    Raises:
+        UserError: it cannot be read, or says what makes no sense.
+    """
+    path = _locate(Path(folder), CONFIG)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{folder} is not a run folder: cannot read {CONFIG}: {error}") from error
+    return Recipe.parse(text, str(path))
 
 
 def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:

@@ -8,12 +8,14 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import save_file
 from torch import nn
 
 import var.configs
 from var.errors import UserError
 from var.heads.flow import Flow
 from var.heads.flow_net import FlowNet
+from var.metrics.features import SmallClassifier
 from var.published import CHECKPOINTS, blueprint
 from var.recipe import build, keywords, parse_sampling, parse_schedule
 from var.sampling import Sampling
@@ -22,15 +24,15 @@ from var.scripts.command import check_complete, made
 from var.scripts.parts import geometry, plain
 from var.tokenizers.losses import Objective
 from var.training.kl import KLTask
-from var.training.loop import Settings
 from var.training.optim import published_rate
+from var.training.settings import Settings
 from var.training.tokenizer import TokenizerTask
 
 FOLDER = Path(var.configs.__file__ or "").parent / "experiment"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 IMAGENET = 1_281_167
 # Side of the images, by data set.
-SIZES = {"digits": 16, "fashion_mnist": 32, "image_folder": 256}
+SIZES = {"digits": 16, "fashion_mnist": 32, "cifar10": 32, "image_folder": 256}
 
 
 @functools.cache
@@ -40,7 +42,17 @@ def composed(name: str, *overrides: str) -> DictConfig:
         cfg = compose("train", [f"experiment={name}", *overrides])
     if OmegaConf.is_missing(cfg.data, "root"):
         cfg.data.root = "here"
+    if cfg.features and OmegaConf.is_missing(cfg.features, "path"):
+        cfg.features.path = "here"
     return cfg
+
+
+def with_network(cfg: DictConfig, path: Path) -> DictConfig:
+    """Return a config with a feature network of the shape that it names, in a file."""
+    _, _, *shape = plain(cfg.features)
+    network = SmallClassifier(**{key: plain(cfg.features[key]) for key in shape})
+    save_file({k.removeprefix("layers."): v for k, v in network.state_dict().items()}, path)
+    return OmegaConf.merge(cfg, {"features": {"path": str(path)}})  # type: ignore[return-value]
 
 
 def flat(node: Any, path: str = "") -> dict[str, Any]:
@@ -88,10 +100,14 @@ def test_every_experiment_has_settings_that_are_in_range(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_tokenizer_experiment_makes_a_tokenizer_for_its_images(name: str) -> None:
+def test_every_tokenizer_experiment_makes_a_tokenizer_for_its_images(
+    name: str, tmp_path: Path
+) -> None:
     cfg = composed(name)
     if "_target_" not in cfg.tokenizer:
         return
+    if cfg.features:
+        cfg = with_network(cfg, tmp_path / "net.safetensors")
     spec = plain(cfg.tokenizer)
     if "scales" in keywords(spec, "tokenizer"):
         spec["scales"] = len(schedule(cfg))
@@ -184,6 +200,7 @@ def test_the_published_rasters_are_made_trained_and_sampled_as_published(name: s
     cfg, checkpoint, parts = composed(name), CHECKPOINTS[name], blueprint(name)
     assert parameters(backbone(cfg, vocabulary=16384, classes=1000)) == checkpoint.parameters
     assert parts.schedule == schedule(cfg) and cfg.data.size == checkpoint.size
+    assert (cfg.data.resize, cfg.data.enlarge, cfg.data.flip) == ("halving", 1.1, True)
     tokenizer: Any = build(blueprint(cfg.tokenizer.run).tokenizer_spec or {}, "tokenizer")
     assert tokenizer.factor * schedule(cfg).grids[0][0] == checkpoint.size
     theirs = {key: parts.model_spec[key] for key in plain(cfg.backbone)}  # type: ignore[index]

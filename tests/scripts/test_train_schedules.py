@@ -72,7 +72,7 @@ GENERATOR = ("name=x", "tokenizer=trained")
         ),
         (
             [*GENERATOR, "tokenizer.run=var", "backbone=raster", *CELLS],
-            r"is not that of tokenizer.run=var, the grids \[\(1, 1\).*: leave schedule out",
+            r"tokenizer.run=var makes whole scales, but schedule is the raster of \(4, 4\): use",
         ),
         (
             [*GENERATOR, "tokenizer.run=raster", "backbone=raster", "schedule={raster:3}"],
