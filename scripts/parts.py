@@ -1,17 +1,16 @@
-"""What a training run is made of, as configured: tokenizer, backbone, teacher."""
+"""What a training run is made of, as configured: tokenizer, schedule, teacher."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from var import hub, store
 from var.data.images import ImageData
 from var.errors import UserError
-from var.recipe import Data, build, keywords, parse_schedule, written
+from var.ladders import on_ladder
+from var.recipe import Data, Recipe, build, keywords, parse_schedule, written
 from var.schedule import Schedule
 from var.tokenizers.tokenizer import Tokenizer
 from var.training.distil import DistilTask
@@ -22,47 +21,41 @@ def trained_tokenizer(cfg: DictConfig) -> store.Run:
     """Return the run of the tokenizer to train on, on the schedule to train.
 
     Raises:
-        UserError: there is none of that name, or it serves another schedule only.
+        UserError: there is none of that name, or it cannot serve that schedule.
     """
-    base, schedule = (
-        hub.find(cfg.tokenizer.run, files=cfg.files),
-        parse_schedule(plain(cfg.schedule), "schedule"),
-    )
-    if schedule != base.recipe.schedule and not cast(Tokenizer, base.tokenizer).any_schedule:
-        raise UserError(
-            f"schedule={cfg.schedule} is not that of tokenizer.run={cfg.tokenizer.run}, "
-            f"{base.recipe.schedule}: leave schedule out, or train another tokenizer"
-        )
-    return replace(base, recipe=replace(base.recipe, schedule=schedule))
+    base = hub.find(cfg.tokenizer.run, files=cfg.files)
+    schedule = parse_schedule(plain(cfg.schedule), "schedule")
+    return on_ladder(base, schedule, f"tokenizer.run={cfg.tokenizer.run}")
 
 
-def make_backbone(
-    cfg: DictConfig, data: ImageData, base: store.Run
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Return a backbone for a tokenizer, new or with the weights of `init.run`, and its spec.
+def new_tokenizer(cfg: DictConfig) -> store.Run:
+    """Return the tokenizer to train, with new weights or that of `init.run`.
 
     Raises:
-        UserError: it cannot be built so, or the run to begin with is of another kind.
+        UserError: it cannot be built so, or there is none of that name.
     """
-    start = hub.companion(base, cfg.init.run, files=cfg.files) if cfg.init.run else None
-    if start is not None and not cfg.backbone:
-        spec = dict(start.recipe.backbone or {})
-    else:
-        spec = {
-            **terms(cfg, base),
-            "classes": len(data.classes),
-            **geometry(plain(cfg.backbone), base.recipe.schedule),
-            **plain(cfg.backbone),
-        }
-    backbone = build(spec, "backbone", device="cpu")
-    if start is not None and start.model is not None:
-        if spec.get("classes") != len(data.classes):
+    spec, schedule = plain(cfg.tokenizer), parse_schedule(plain(cfg.schedule), "schedule")
+    if cfg.init.run:
+        if "_target_" in spec:
             raise UserError(
-                f"init.run={cfg.init.run} knows {spec.get('classes', 'no')} classes, "
-                f"{data.name} has {len(data.classes)}"
+                f"init.run={cfg.init.run}: say tokenizer=none to train its tokenizer on, or "
+                "tokenizer=trained tokenizer.run=… for its generator"
             )
-        take_weights(backbone, start.model, cfg.init.run)
-    return backbone, spec
+        found = on_ladder(
+            hub.find(cfg.init.run, files=cfg.files), schedule, f"init.run={cfg.init.run}"
+        )
+        recipe = Recipe(found.recipe.tokenizer, schedule)
+        return store.Run(recipe, found.tokenizer.requires_grad_(True))
+    if "_target_" not in spec:
+        raise UserError("tokenizer=none is that of a run: name it by init.run=…")
+    if "scales" in keywords(spec, "tokenizer"):
+        if schedule.is_raster:
+            raise UserError(
+                f"{kind(spec)} makes whole scales, but schedule={cfg.schedule} is of single cells: "
+                "use the ladder of its scales, as in schedule=[1,2,4,8], or tokenizer=vq"
+            )
+        spec["scales"] = len(schedule)
+    return store.Run(Recipe(spec, schedule), build(spec, "tokenizer", device="cpu"))
 
 
 def geometry(spec: dict[str, Any], schedule: Schedule) -> dict[str, Any]:
@@ -105,22 +98,6 @@ def terms(cfg: DictConfig, base: store.Run) -> dict[str, int]:
 def kind(spec: dict[str, Any]) -> str:
     """Return the name of a spec's class."""
     return str(spec["_target_"]).rpartition(".")[2]
-
-
-def take_weights(module: nn.Module, source: nn.Module, name: str) -> None:
-    """Give a backbone the weights of another one.
-
-    Raises:
-        UserError: they are of different shapes.
-    """
-    ours, theirs = module.state_dict(), source.state_dict()
-    alike = [k for k in ours if k in theirs and ours[k].shape == theirs[k].shape]
-    if odd := sorted((ours.keys() | theirs.keys()) - set(alike)):
-        raise UserError(
-            f"init.run={name} is another backbone: {odd[0]} and {len(odd) - 1} more do not fit. "
-            "Leave backbone out, or give the numbers of that run"
-        )
-    module.load_state_dict(theirs)
 
 
 def distil(cfg: DictConfig, base: store.Run, common: dict[str, Any]) -> Task:

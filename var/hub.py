@@ -96,6 +96,7 @@ def companion(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     files: str | Path | None = None,
+    any_schedule: bool = False,
 ) -> Run:
     """Return the run of a generator that works along with another one, on one tokenizer.
 
@@ -103,6 +104,7 @@ def companion(
         run: the other one; its tokenizer is kept, that of the companion is let go.
         name: of the companion.
         device, dtype, files: see `find`.
+        any_schedule: it may decide images on other grids: its weights are wanted, to begin with.
 
     Raises:
         UserError: there is no generator of that name, or tokens mean something else to it.
@@ -110,7 +112,7 @@ def companion(
     found = find(name, device=device, dtype=dtype, files=files)
     if found.model is None:
         raise UserError(f"{name} is a tokenizer without a generator")
-    if found.recipe.schedule != run.recipe.schedule:
+    if found.recipe.schedule != run.recipe.schedule and not any_schedule:
         raise UserError(
             f"{name} cannot work along: it decides images on the grids "
             f"{list(found.recipe.schedule.grids)} instead of {list(run.recipe.schedule.grids)}"

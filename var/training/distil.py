@@ -41,7 +41,7 @@ def distance(
         temperature: T, softens both sides.
         alpha: share of the teacher, 0..1.
     """
-    ours, theirs = ((logits / temperature).log_softmax(dim=-1) for logits in (student, teacher))
+    ours, theirs = ((each / temperature).log_softmax(dim=-1) for each in (student, teacher))
     taught = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=-1)
     taught = taught * temperature**2
     if alpha == 1:
@@ -82,8 +82,8 @@ class Distillation(nn.Module):
         """Return the distance at each token of the first `groups` groups (None: all), (B, L)."""
         span, x, tokens = lesson(tokenizer, schedule, image, rng, groups)
         with torch.no_grad():
-            theirs = _logits(teacher, x, span, condition)
-        ours = _logits(self.backbone, x, span, condition)
+            theirs = logits(teacher, x, span, condition)
+        ours = logits(self.backbone, x, span, condition)
         return distance(ours, theirs, tokens, temperature=self.temperature, alpha=self.alpha)
 
 
@@ -180,7 +180,18 @@ class DistilTask(GeneratorTask):
         self.step = state["step"]
 
 
-def _logits(model: nn.Module, x: Tensor, span: Span, condition: Condition) -> Tensor:
+def logits(model: nn.Module, x: Tensor, span: Span, condition: Condition) -> Tensor:
+    """Return what a backbone predicts of each token of a span, (B, L, V).
+
+    Args:
+        model: the backbone.
+        x: (B, L, C) what a canvas shows.
+        span: the groups, from the first one on.
+        condition: what the images show.
+
+    Raises:
+        UserError: it predicts no codes.
+    """
     backbone = cast(Backbone, model)
     h = backbone(x, span, condition)
     prediction = backbone.head(h, span, Guide(scale=1, rows=1))
