@@ -18,7 +18,7 @@ from var.bench.figures import check_baseline, scales, summary
 from var.bench.machine import Rate
 from var.bench.measure import Bench, Result
 from var.bench.rows import Grid, Setting, Shelf, make_rows
-from var.data.images import crop_fashion_mnist
+from var.bench.training import make_steps, measure_steps
 from var.devices import parse_device
 from var.errors import UserError
 from var.scripts.command import check_sampling, check_writable, command, made
@@ -32,6 +32,8 @@ _LISTS = ("model", "decoding", "cache", "precision", "compile", "batch", "rows")
 def main(cfg: DictConfig) -> None:
     """Measure the rows that the configuration describes, and report."""
     check(cfg)
+    if cfg.mode == "train":
+        return train(cfg)
     device = parse_device(cfg.device)
     network = made(cfg.fd.features).to(device) if cfg.fd.number else None
     rows = make_rows(grid(cfg), setting(cfg), Shelf(device, cfg.files))
@@ -50,7 +52,6 @@ def main(cfg: DictConfig) -> None:
                     bench.results,
                     cfg.fd.number,
                     network,
-                    crop_fashion_mnist,
                     choice=cfg.baseline,
                     told=told,
                 )
@@ -60,12 +61,32 @@ def main(cfg: DictConfig) -> None:
     finish(cfg, bench.results, rates)
 
 
+def train(cfg: DictConfig) -> None:
+    """Measure training steps instead of sampling."""
+    device, values = parse_device(cfg.device), listed(cfg)
+    steps = make_steps({**values, "naive": cfg.naive, "seed": cfg.seed, "files": cfg.files}, device)
+    total = len(steps) * (1 + cfg.warmup + cfg.repeats)
+    with tqdm(total=total, disable=not cfg.progress, unit="run") as bar:
+        measure_steps(steps, device, warmup=cfg.warmup, repeats=cfg.repeats, told=advance(bar))
+    rows = [step.figures() for step in steps]
+    atomic.write(Path(cfg.out, "train.csv"), report.comma_separated(rows))
+    machine_text = f"{machine.describe(device)}, PyTorch {torch.__version__}"
+    atomic.write(
+        Path(cfg.out, "train.md"),
+        report.training(machine=machine_text, settings=OmegaConf.to_yaml(cfg), rows=rows),
+    )
+    log.info("%s", report.table(rows))
+    log.info("%s", Path(cfg.out, "train.md"))
+
+
 def check(cfg: DictConfig) -> None:
     """Check what can be checked before anything is loaded.
 
     Raises:
         UserError: a value makes no sense; the message names it.
     """
+    if cfg.mode not in ("sample", "train"):
+        raise UserError(f"mode={cfg.mode}: use sample or train")
     check_baseline(cfg.baseline)
     for name, least in (("warmup", 0), ("repeats", 1), ("seed", 0)):
         if not isinstance(cfg[name], int) or cfg[name] < least:
@@ -79,10 +100,14 @@ def check(cfg: DictConfig) -> None:
 
 
 def grid(cfg: DictConfig) -> Grid:
-    """Return which rows the configuration asks for; a single value is a list of one."""
+    """Return which rows the configuration asks for."""
+    return Grid(naive=bool(cfg.naive), **listed(cfg))
+
+
+def listed(cfg: DictConfig) -> dict[str, list[Any]]:
+    """Return the lists of the configuration; a single value is a list of one."""
     values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    lists = {k: v if isinstance(v, list) else [v] for k, v in values.items() if k in _LISTS}
-    return Grid(naive=bool(cfg.naive), **lists)
+    return {k: v if isinstance(v, list) else [v] for k, v in values.items() if k in _LISTS}
 
 
 def setting(cfg: DictConfig) -> Setting:

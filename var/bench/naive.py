@@ -8,7 +8,7 @@ same weights, so that no fast route of a loaded run is left in them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import torch
@@ -118,6 +118,11 @@ class NaiveBackbone(nn.Module):
     def __init__(self, model: Backbone, head: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         self.model, self.head, self.dtype = model, head, dtype
+
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        """The blocks of the model."""
+        return self.model.blocks
 
     def forward(
         self, x: Tensor, span: Span, condition: Condition, cache: Cache | None = None

@@ -23,6 +23,12 @@ lets it go), `peak MB` the most memory of an uncaptured run beyond what was ther
 the best rate above of the row's number type (of all, where that is not known), `calls` the passes
 of a model in a run. Compiled rows on
 CUDA replay graphs where the cache is static and stays in place: not if a decoding gives it back."""
+_TRAINING = """\
+A step is forward pass, backward pass and AdamW; encoding is not part of it. `ms` is the median over
+rounds in which every row had its turn. Shares are row / first row of the same model, precision and
+batch: below 1 is faster, or smaller. `peak MB` is the most memory of the first two steps beyond the
+weights: gradients, moments, activations and scratch. `loss difference` is the largest one of all
+rounds: rows begin with the same weights and take the same steps."""
 _WHICH = {
     "batch": "the first one of the same batch",
     "same": "the first one of the same batch, model and precision",
@@ -64,6 +70,12 @@ def markdown(
         f"```yaml\n{settings.strip()}\n```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def training(*, machine: str, settings: str, rows: Sequence[Figures]) -> str:
+    """Return the report of a bench of training steps; arguments as in `markdown`."""
+    parts = ["# Training steps", f"Machine: {machine}.", table(rows), _TRAINING, "## Settings"]
+    return "\n\n".join([*parts, f"```yaml\n{settings.strip()}\n```"]) + "\n"
 
 
 def table(rows: Sequence[Figures]) -> str:

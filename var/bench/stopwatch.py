@@ -165,7 +165,7 @@ class WatchedBackbone:
 
     def __init__(self, model: Backbone, watch: Stopwatch) -> None:
         self._inner, self._watch = model, watch
-        self.head = WatchedHead(model.head, watch)
+        self.head, self.blocks = WatchedHead(model.head, watch), model.blocks
 
     def __call__(
         self, x: Tensor, span: Span, condition: Condition, cache: Cache | None = None

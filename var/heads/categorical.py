@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from var.nn.cross_entropy import cross_entropy
 from var.nn.linear import Linear
 from var.random import Rng
 from var.sampling import Guide, Sampling
@@ -104,9 +104,12 @@ class Categorical(nn.Module):
 
     def loss(self, h: Tensor, tokens: Tensor, span: Span, rng: Rng) -> Tensor:
         """Return the cross-entropy (B, L) float32 of ids (B, L) given features (B, L, D)."""
-        logits = self.linear(h).float().transpose(1, 2)
-        return F.cross_entropy(
-            logits, tokens, reduction="none", label_smoothing=self.label_smoothing
+        return cross_entropy(
+            self.linear,
+            h,
+            tokens,
+            vocabulary=self.vocabulary,
+            label_smoothing=self.label_smoothing,
         )
 
 

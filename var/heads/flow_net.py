@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from var.nn.attention import attend
+from var.nn.attention import Attend, attend
 from var.nn.compiling import compile_methods
 from var.nn.gated import GatedMlp, gated_hidden
 from var.nn.linear import Linear
@@ -122,6 +122,7 @@ class SpatialBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, source: int) -> None:
         super().__init__()
+        self.attend: Attend = attend
         self.attention = RotaryAttention(width, heads, bias=False)
         self.mlp = GatedMlp(width, gated_hidden(width, 4))
         self.modulation = Linear(width, 6 * width)
@@ -145,7 +146,7 @@ class SpatialBlock(nn.Module):
         """
         x = spread(x, len(tint))
         modulation, q, k, v = self.before(x, tint, known.turn)
-        return self.after(x, modulation, attend(q, k, v, known.span, own=True))
+        return self.after(x, modulation, self.attend(q, k, v, known.span, own=True))
 
     def before(self, x: Tensor, tint: Tensor, turn: Turn) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the modulation (R, L, 6 D), queries, keys and values."""
@@ -169,8 +170,11 @@ class CrossBlock(nn.Module):
         source: width of the features, W.
     """
 
+    entries = ("at", "meet")  # see `var.models.base.Backbone.blocks`
+
     def __init__(self, width: int, heads: int, source: int) -> None:
         super().__init__()
+        self.attend: Attend = attend
         self.attention = RotaryAttention(width, heads, bias=False)
         self.cross = CrossAttention(width, source, heads)
         self.norm, self.source_norm = RMSNorm(width), RMSNorm(source)
@@ -192,10 +196,10 @@ class CrossBlock(nn.Module):
         """Return the stream (R, L, D) after the block; arguments as in `SpatialBlock`."""
         assert parts is not None and pair is not None
         q, k, v = self.before(x, parts, known.turn)
-        out = attend(q, k, v, known.span, own=True)
+        out = self.attend(q, k, v, known.span, own=True)
         x, q = self.between(x, parts, out, known.turn)
         # Up to here, in the first block, the halves of guidance are the same.
-        out = attend(spread(q, len(tint)), *pair, known.span, own=True)
+        out = self.attend(spread(q, len(tint)), *pair, known.span, own=True)
         return self.after(spread(x, len(tint)), tint, out)
 
     def before(self, x: Tensor, parts: Tensor, turn: Turn) -> tuple[Tensor, Tensor, Tensor]:

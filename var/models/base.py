@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from var.cache.base import Cache, CacheKind
 from var.condition import Condition
@@ -18,6 +19,15 @@ class Backbone(Protocol):
     @property
     def head(self) -> Head:
         """What turns the backbone's features into predictions."""
+        ...
+
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        """All its repeated blocks, the head's included: most of its weights and of its work.
+
+        To be recomputed (`var.nn.recompute`) or distributed one by one. A block whose weights are
+        used by other methods than `forward` names them in an attribute `entries`.
+        """
         ...
 
     def __call__(

@@ -21,7 +21,7 @@ from var.heads.flow import Flow
 from var.heads.flow_net import FlowNet
 from var.models.base import check_span
 from var.nn.adaln import Modulation
-from var.nn.attention import attend
+from var.nn.attention import Attend, attend
 from var.nn.classes import Classes
 from var.nn.compiling import compile_methods
 from var.nn.gated import GatedMlp, gated_hidden
@@ -47,6 +47,7 @@ class Block(nn.Module):
         super().__init__()
         self.modulation = Modulation(width, 6)
         self.attention = RotaryAttention(width, heads, drop=drop, attention_drop=attention_drop)
+        self.attend: Attend = attend
         self.mlp = GatedMlp(width, gated_hidden(width, mlp_ratio), drop=drop)
 
     def forward(self, x: Tensor, label: Tensor, span: Span, memory: Memory, turn: Turn) -> Tensor:
@@ -54,7 +55,7 @@ class Block(nn.Module):
         parts = memory.once(self.modulation, label)
         q, k, v = self.before(x, parts, turn)
         keys, values = memory.extend(q, k, v, span)
-        out = attend(q, keys, values, span, drop=self.attention.dropped)
+        out = self.attend(q, keys, values, span, drop=self.attention.dropped)
         return self.after(x, parts, out)
 
     def before(self, x: Tensor, parts: Tensor, turn: Turn) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,6 +91,8 @@ class FlowAR(nn.Module):
         drop: dropout after projections and perceptrons of the backbone.
         attention_drop: dropout of its attention weights.
     """
+
+    per_position = ("encoder_places", "decoder_places", "head_places")  # see `var.training.growth`
 
     def __init__(
         self,
@@ -161,6 +164,11 @@ class FlowAR(nn.Module):
         h = self.bridge(h.to(self.bridge.weight.dtype)).float() + self.decoder_places[here]
         h = self._through(self.decoder, h, label, span, layers[len(self.encoder) :])
         return self.decoder_norm(h) + self.head_places[here]
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """All blocks: encoder, decoder and the flow's network."""
+        return [*self.encoder, *self.decoder, *self.head.net.blocks]
 
     @property
     def _depth(self) -> int:

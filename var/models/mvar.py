@@ -14,7 +14,6 @@ from torch import Tensor
 from var.cache.base import Cache, CacheKind, Memory
 from var.cache.static import Static
 from var.models import nextscale
-from var.nn.attention import attend
 from var.nn.mamba import Mamba2, State
 from var.schedule import Span
 
@@ -35,7 +34,7 @@ class Block(nextscale.Block):
         """Return the stream (R, L, D) after the block."""
         parts = memory.once(self.modulation, condition)
         q, k, v = self.before(x, parts)
-        own = attend(q, k, v, span, own=True, drop=self.attention.dropped)
+        own = self.attend(q, k, v, span, own=True, drop=self.attention.dropped)
         return memory.recur(partial(self.after, x, parts, own), span)
 
     def before(self, x: Tensor, parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:

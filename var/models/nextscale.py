@@ -21,7 +21,7 @@ from var.condition import Condition
 from var.heads.categorical import Categorical
 from var.models.base import check_span
 from var.nn.adaln import Modulated, Modulation, Offset
-from var.nn.attention import Attention
+from var.nn.attention import Attend, Attention, attend
 from var.nn.compiling import compile_methods
 from var.nn.mlp import Mlp, drop_path
 from var.nn.stem import Stem
@@ -70,6 +70,7 @@ class Block(nn.Module):
         self.attention = Attention(
             width, heads, l2_norm=l2_norm, drop=drop, attention_drop=attention_drop
         )
+        self.attend: Attend = attend
         self.mlp = Mlp(width, hidden, drop=drop)
         self.path = drop_path(path)
 

@@ -92,7 +92,7 @@ class _Step:
     given: Condition
     features: Tensor
     # Geometry that the graph reads, and that its makers may forget.
-    held: tuple[Tensor | None, ...]
+    held: tuple[Tensor, ...]
 
     @classmethod
     def capture(
@@ -109,11 +109,7 @@ class _Step:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=reel.pool, stream=reel.stream):
             features = forward(x, span, condition, cache)
-        held: tuple[Tensor | None, ...] = ()
-        if not isinstance(span, Rolling):
-            past = span.positions.start
-            mask = None if cache.recurrent else span.mask(past, device=x.device)
-            held = (span.levels(x.device), mask)
+        held = () if isinstance(span, Rolling) else (span.levels(x.device),)
         return cls(graph, x, span, condition, given, features, held)
 
     def replay(self, x: Tensor, span: Span, condition: Condition) -> Tensor:

@@ -22,26 +22,18 @@ class Block(nextscale.Block):
         parts = memory.once(self.modulation, condition)
         q, k, v = self.before(x, parts)
         keys, values = memory.extend(q, k, v, span)
-        mask = span.mask(past=keys.shape[2] - len(span), device=x.device)
-        return self.after(x, parts, q, keys, values, mask)
+        out = self.attend(q, keys, values, span, drop=self.attention.dropped)
+        return self.after(x, parts, out)
 
     def before(self, x: Tensor, parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return scaled queries, keys and values (R, N, L, d) for a modulation (R, 6, D)."""
         _, _, scale, _, shift, _ = parts.unbind(dim=1)
         return self.attention.split(self.norm(x, scale, shift))
 
-    def after(
-        self,
-        x: Tensor,
-        parts: Tensor,
-        q: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        mask: Tensor | None,
-    ) -> Tensor:
-        """Return the stream (R, L, D) after attention to keys and values, and after the mlp."""
+    def after(self, x: Tensor, parts: Tensor, out: Tensor) -> Tensor:
+        """Return the stream (R, L, D) after what was attended to (R, L, D), and after the mlp."""
         gate1, gate2, _, scale, _, shift = parts.unbind(dim=1)
-        x = self.add(x, self.attention.mix(q, keys, values, mask), gate1)
+        x = self.add(x, self.attention.project(out), gate1)
         return self.add(x, self.mlp(self.norm(x, scale, shift)), gate2)
 
 

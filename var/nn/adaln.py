@@ -6,11 +6,16 @@ Letters: R rows, D width, P parts of a modulation (gates, scales, shifts).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from var.nn.recompute import kept_by_hand
 
 
 class Modulation(nn.Linear):
@@ -66,4 +71,28 @@ class Modulated(nn.Module):
         """Return (R, L, D) of x (R, L, D), scale and shift (R, D)."""
         kind = shift.dtype
         scale, shift = scale[:, None].to(x.dtype), shift[:, None].to(x.dtype)
+        if kept_by_hand():
+            return _Modulate.apply(x, scale, shift, self.norm.eps).to(kind)
         return torch.addcmul(shift, self.norm(x), 1 + scale).to(kind)
+
+
+class _Modulate(Function):
+    """`norm(x) (1 + scale) + shift`, which keeps x but not its norm for gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+        normed, mean, inverse = torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
+        ctx.save_for_backward(x, mean, inverse, scale)
+        return torch.addcmul(shift, normed, 1 + scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, mean, inverse, scale = ctx.saved_tensors
+        needed, none = [True, False, False], None
+        x_grad, _, _ = torch.ops.aten.native_layer_norm_backward(
+            grad * (1 + scale), x, x.shape[-1:], mean, inverse, none, none, needed
+        )
+        normed = (x - mean).mul_(inverse)
+        scale_grad = normed.mul_(grad).sum(dim=1, keepdim=True)
+        return x_grad, scale_grad, grad.sum(dim=1, keepdim=True), None

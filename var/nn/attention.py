@@ -8,13 +8,17 @@ Letters: R rows, N heads, L positions of the span, S positions attended to, d ch
 from __future__ import annotations
 
 import math
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from var.nn.linear import Linear
+from var.nn.recompute import kept_by_hand
 from var.schedule import Span
 
 
@@ -33,13 +37,44 @@ class CosineScale(nn.Module):
     def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Scale queries and keys (R, N, L, d), in float32 whatever their type."""
         scale = self.log.float().clamp(max=self.LIMIT).exp()[:, None, None]
-        return q * (scale * _inverse_length(q)), k * _inverse_length(k)
+        return unit_length(q, scale), unit_length(k)
 
 
-def _inverse_length(x: Tensor) -> Tensor:
-    """Return 1 / |x| of vectors (..., d), (..., 1) float32."""
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    return length.clamp(min=1e-12).reciprocal()
+def unit_length(x: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Return vectors (..., d) of length 1, or of length `scale` (..., 1, 1), in float32 at least.
+
+    For gradients no more is kept than the result and the lengths.
+    """
+    if kept_by_hand():
+        return _UnitLength.apply(x, scale)
+    return _unit_length(x, scale)[0]
+
+
+def _unit_length(x: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    inverse = length.clamp(min=1e-12).reciprocal()
+    return x * (inverse if scale is None else scale * inverse), inverse
+
+
+class _UnitLength(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor | None) -> Tensor:
+        y, inverse = _unit_length(x, scale)
+        ctx.save_for_backward(y, inverse, scale)
+        ctx.dtype = x.dtype
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        y, inverse, scale = ctx.saved_tensors
+        along = (grad * y).sum(dim=-1, keepdim=True)  # what the length of x takes no notice of
+        if scale is None:
+            return torch.addcmul(grad, y, along, value=-1).mul_(inverse).to(ctx.dtype), None
+        along = along / scale
+        x_grad = torch.addcmul(grad * scale, y, along, value=-1).mul_(inverse)
+        return x_grad.to(ctx.dtype), along.sum_to_size(scale.shape)
 
 
 class FixedScale(nn.Module):
@@ -57,6 +92,23 @@ class FixedScale(nn.Module):
         return q * self.factor, k
 
 
+class Attend(Protocol):
+    """What computes attention over groups: `attend`, or another way to the same result."""
+
+    def __call__(
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        span: Span,
+        *,
+        own: bool = False,
+        drop: float = 0.0,
+    ) -> Tensor:
+        """Return what the positions of a span make of what they see; see `attend`."""
+        ...
+
+
 def attend(
     q: Tensor, keys: Tensor, values: Tensor, span: Span, *, own: bool = False, drop: float = 0.0
 ) -> Tensor:
@@ -71,25 +123,25 @@ def attend(
         own: a group sees itself only.
         drop: probability of dropping an attention weight.
     """
-    past, start = keys.shape[2] - len(span), 0
     seen: list[Tensor] = []  # not list[Tensor](): a compiler would stop there
-    for size in span.sizes:
-        stop = start + size
-        here = slice(past + start if own else 0, past + stop)
+    # From the end on, each group of what is left: gradients of what many see add up on few copies.
+    for query in reversed(q.split(span.sizes, dim=2)):
+        own_start = keys.shape[2] - query.shape[2]
+        here = slice(own_start if own else 0, None)
         part = F.scaled_dot_product_attention(
-            q[:, :, start:stop], keys[:, :, here], values[:, :, here], dropout_p=drop, scale=1.0
+            query, keys[:, :, here], values[:, :, here], dropout_p=drop, scale=1.0
         )
         seen.append(part)
-        start = stop
-    out = seen[0] if len(seen) == 1 else torch.cat(seen, dim=2)
+        keys, values = keys[:, :, :own_start], values[:, :, :own_start]
+    out = seen[0] if len(seen) == 1 else torch.cat(seen[::-1], dim=2)
     return rearrange(out, "R N L d -> R L (N d)")
 
 
 class Attention(nn.Module):
     """Self-attention with biases on queries and values but not on keys.
 
-    In two halves, `split` and `mix`: what is attended to is the business of a memory between them.
-    Groups that see no more than themselves are `attend`ed to, between `split` and `project`.
+    In two halves, `split` and `project`: what is attended to is the business of a memory between
+    them, and of `attend`.
 
     Args:
         width: of the residual stream, D.
@@ -126,13 +178,9 @@ class Attention(nn.Module):
         qkv = self.qkv.product(x, bias)
         q, k, v = rearrange(qkv, "R L (three N d) -> three R N L d", three=3, N=self.heads)
         q, k = self.scale(q, k)
+        if kept_by_hand():  # views would keep all of qkv for gradients
+            k, v = (each.clone() if each._is_view() else each for each in (k, v))
         return q.to(v.dtype), k.to(v.dtype), v
-
-    def mix(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the output (R, L, D) of queries (R, N, L, d) that see keys (R, N, S, d)."""
-        dropout = self.dropped
-        out = F.scaled_dot_product_attention(q, keys, values, mask, dropout_p=dropout, scale=1.0)
-        return self.project(rearrange(out, "R N L d -> R L (N d)"))
 
     def project(self, out: Tensor) -> Tensor:
         """Return the projection (R, L, D) of what was seen (R, L, D)."""

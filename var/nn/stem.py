@@ -24,6 +24,7 @@ class Stem(nn.Module):
     """
 
     no_decay = ("start", "positions", "levels")
+    per_position, per_group = ("start", "positions"), ("levels",)  # see `var.training.growth`
 
     def __init__(self, channels: int, width: int, *, classes: int, schedule: Schedule) -> None:
         super().__init__()
