@@ -15,17 +15,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import var
+from var import judging
 from var.atomic import write
 from var.bench.stopwatch import finisher
-from var.data.images import ImageData, check_pixels, crop_fashion_mnist
+from var.data.batches import loader
+from var.data.images import ImageData, check_pixels
 from var.decoding.counted import Counted
 from var.devices import parse_device, parse_precision
 from var.errors import UserError
 from var.metrics.features import SmallClassifier
-from var.metrics.images import Likeness, psnr
+from var.metrics.images import Likeness
 from var.pipeline import Pipeline, load
 from var.scripts.command import check_sampling, check_writable, command, made
-from var.training.health import count_codes, usage
 
 log = logging.getLogger("var.scripts.evaluate")
 
@@ -44,14 +45,18 @@ def main(cfg: DictConfig) -> None:
     dtype = parse_precision(cfg.precision, device)
     pipe = load(cfg.model, device=device, dtype=dtype, compile=cfg.compile, files=cfg.files)
     network: SmallClassifier = made(cfg.features).to(pipe.device)
-    data: ImageData = made(cfg.data[cfg.reference])
+    data: ImageData = made(cfg.data[cfg.reference]).plain()
     check_pixels(data, "var-evaluate")
+    known = len(data.unusable)  # files that are not counted among the images
     generation = cfg.mode == "generation" or (cfg.mode == "auto" and pipe.run.model is not None)
     figures = (samples if generation else reconstructions)(cfg, pipe, network, data)
+    images = len(data) + known - len(data.unusable)
     report = {
         "model": str(cfg.model),
-        "reference": f"{data.name} {cfg.reference}, {len(data)} images",
+        "reference": f"{data.name} {cfg.reference}, {images} images",
+        "unusable": len(data.unusable),
         "version": var.__version__,
+        **({} if generation else {"images": images}),
         **figures,
     }
     text = json.dumps(report, indent=2)
@@ -62,43 +67,20 @@ def main(cfg: DictConfig) -> None:
 
 def real_images(data: ImageData, size: int, device: torch.device) -> Iterator[Tensor]:
     """Yield all images of a data set in batches."""
-    for start in tqdm(range(0, len(data), size), desc="real images", unit="batch"):
-        yield data.__getitems__(range(start, min(start + size, len(data))))[0].to(device)
+    lists = [range(start, min(start + size, len(data))) for start in range(0, len(data), size)]
+    batches = loader(data, map(list, lists))
+    for image, _ in tqdm(batches, total=len(lists), desc="real images", unit="batch"):
+        if len(image):  # there is none where all are unusable
+            yield image.to(device)
 
 
-@torch.inference_mode()
 def reconstructions(
     cfg: DictConfig, pipe: Pipeline, network: SmallClassifier, data: ImageData
 ) -> dict[str, Any]:
-    """Return PSNR, usage and perplexity per scale, and the Frechet distance of reconstructions."""
-    tokenizer, schedule = pipe.tokenizer, pipe.schedule
-    vocabulary = tokenizer.terms.get("vocabulary", 0)  # none: continuous
-    scales = 1 if schedule.is_raster else len(schedule)
-    counts = torch.zeros(scales, vocabulary, device=pipe.device)
-    fidelity, likeness = psnr().to(pipe.device), Likeness(network, crop_fashion_mnist)
-    for image in real_images(data, cfg.batch_size, pipe.device):
-        tokens = tokenizer.encode(image, schedule)
-        if vocabulary:
-            counts += count_codes([torch.cat(tokens, 1)] if scales == 1 else tokens, vocabulary)
-        again = tokenizer.decode(tokenizer.blank(len(image), schedule).write(*tokens))
-        fidelity.update(again, image)
-        likeness.real([image])
-        likeness.fake(again, torch.full((len(image),), -1, device=pipe.device))
-    return {
-        "images": len(data),
-        "psnr": round(float(fidelity.compute()), 3),
-        "frechet_distance": likeness.report()["frechet_distance"],
-        **(codebook(counts) if vocabulary else {}),
-    }
-
-
-def codebook(counts: Tensor) -> dict[str, list[float]]:
-    """Return usage and perplexity per scale of counts of codes (K, V)."""
-    share, perplexity = usage(counts)
-    return {
-        "usage_per_scale": [round(x, 4) for x in share.tolist()],
-        "perplexity_per_scale": [round(x, 1) for x in perplexity.tolist()],
-    }
+    """Return the figures of reconstructions of all images."""
+    images = real_images(data, cfg.batch_size, pipe.device)
+    likeness = Likeness(network)
+    return judging.reconstructions(pipe.tokenizer, pipe.schedule, images, pipe.device, likeness)
 
 
 def samples(
@@ -107,7 +89,7 @@ def samples(
     """Return the Frechet distance of samples, as many of each class, and their label agreement."""
     settings: dict[str, Any] = OmegaConf.to_container(cfg.sampling, resolve=True)  # type: ignore[assignment]
     sampling = pipe.settings(**settings)
-    likeness = Likeness(network, crop_fashion_mnist)
+    likeness = Likeness(network)
     likeness.real(real_images(data, cfg.batch_size, pipe.device))
     ids = [label for label in range(pipe.class_count) for _ in range(cfg.number)]
     seeds, done, timed, seconds = range(cfg.seed, cfg.seed + len(ids)), 0, 0, 0.0

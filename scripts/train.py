@@ -3,35 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
+from accelerate.state import PartialState
+from accelerate.utils import gather_object
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from var import store
 from var.data.batches import Batches, loader
 from var.data.images import ImageData, check_pixels
+from var.data.numbered import Numbered
 from var.errors import UserError
 from var.models.base import Backbone
 from var.pipeline import Pipeline
-from var.recipe import Recipe, build, keywords, parse_sampling, parse_schedule
+from var.recipe import Recipe, parse_sampling, parse_schedule
+from var.scripts import judge
+from var.scripts.beginning import make_backbone, numbered, subject
 from var.scripts.command import command, made
 from var.scripts.parts import (
     check_sizes,
     describe,
     distil,
-    kind,
-    make_backbone,
+    new_tokenizer,
     plain,
     trained_tokenizer,
 )
 from var.tokenizers.losses import Objective
+from var.tokenizers.tokenizer import Tokenizer
+from var.training import lora
 from var.training.checkpoint import Checkpoints
 from var.training.generator import GeneratorTask
-from var.training.loop import Settings, Trainer
+from var.training.loop import Evaluate, Trainer
+from var.training.settings import Settings
 from var.training.task import Task
+from var.unusable import UNUSABLE, read_unusable, write_unusable
 
 
 @command("train")
@@ -40,16 +49,21 @@ def main(cfg: DictConfig) -> None:
     settings: Settings = made(cfg.trainer)
     folder = Path(cfg.runs) / cfg.name
     checkpoint = resume_from(cfg.resume, folder)
-    data: ImageData = made(cfg.data.train)
+    data: ImageData = numbered(cfg, made(cfg.data.train))
+    if checkpoint is not None:  # what was found before stays out, and on the list
+        data.unusable.update(read_unusable(folder / UNUSABLE))
     torch.manual_seed(settings.seed)  # of the initial weights
-    compose = generator if cfg.backbone or cfg.init.run else tokenizer
-    task, export = compose(cfg, data, folder)
+    compose = generator if cfg.backbone or "run" in cfg.tokenizer else tokenizer
+    work = compose(cfg, data, folder)
     Trainer(
-        task=task,
+        task=work.task,
         data=lambda start, shard: batches(data, settings, start, shard),
         folder=folder,
         settings=settings,
-        export=export,
+        export=work.export,
+        evaluate=work.judge() if settings.evaluate_every else None,
+        aside=lambda: report(data, folder),
+        config=plain(cfg.trainer),
     ).fit(checkpoint)
 
 
@@ -73,42 +87,64 @@ def batches(
     data: ImageData, settings: Settings, start: int, shard: tuple[int, int]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Return the endless training batches of one process."""
-    size = settings.batch_size // settings.accumulation
-    return iter(loader(data, Batches(len(data), size, settings.seed, start, shard)))
+    numbers = Batches(
+        len(data), settings.batch_size, settings.seed, start, shard, settings.accumulation
+    )
+    return iter(loader(data, numbers))
 
 
-Export = Callable[[nn.Module], None]
+def report(data: ImageData, folder: Path) -> None:
+    """Write which images were found to be unusable, by any process; all processes have to ask."""
+    found = dict(gather_object(list(data.unusable.items())))
+    if found and PartialState().is_main_process:
+        write_unusable(folder / UNUSABLE, found)
 
 
-def tokenizer(cfg: DictConfig, data: ImageData, folder: Path) -> tuple[Task, Export]:
-    """Return the task of training a tokenizer, and how its run folder is written."""
-    for name in ("groups", "init.run", "teacher.run"):
+class Work(NamedTuple):
+    """What is to be done.
+
+    Attributes:
+        task: what is trained.
+        export: writes the run folder, of the module that was trained.
+        judge: makes what measures that module every so often.
+    """
+
+    task: Task
+    export: Callable[[nn.Module], None]
+    judge: Callable[[], Evaluate]
+
+
+def tokenizer(cfg: DictConfig, data: ImageData, folder: Path) -> Work:
+    """Return the work of training a tokenizer."""
+    tuning = ("tuning.layers", "tuning.lora.rank", "subject.prior")
+    for name in ("groups", "teacher.run", *tuning):
         if OmegaConf.select(cfg, name) is not None:
             raise UserError(f"{name} is for generators: leave it out, or choose a backbone")
     check_pixels(data, "training a tokenizer")
-    spec: dict[str, Any] = plain(cfg.tokenizer)
-    schedule = parse_schedule(plain(cfg.schedule), "schedule")
-    if "scales" in keywords(spec, "tokenizer"):
-        if schedule.is_raster:
-            raise UserError(
-                f"{kind(spec)} makes whole scales, but schedule={cfg.schedule} is of single cells: "
-                "use the ladder of its scales, as in schedule=[1,2,4,8], or tokenizer=vq"
-            )
-        spec["scales"] = len(schedule)
-    recipe = Recipe(spec, schedule, data=describe(data))
-    module: Any = build(spec, "tokenizer", device="cpu")
-    check_sizes(module, schedule, data)
+    base = new_tokenizer(cfg)
+    recipe, schedule = replace(base.recipe, data=describe(data)), base.recipe.schedule
+    check_sizes(base.tokenizer, schedule, data)
+    if cfg.task.train != "all" and not cfg.init.run:
+        raise UserError(
+            f"task.train={cfg.task.train} leaves the rest as it is: name a run by init.run=…"
+        )
     task = made(cfg.task)(
-        tokenizer=module,
+        tokenizer=base.tokenizer,
         objective=Objective(made(cfg.objective)),
         schedule=schedule,
         sample=data.__getitems__(range(10))[0],
+        ladders=[parse_schedule(ladder, "task.ladders") for ladder in plain(cfg.task.ladders)],
+        initialise=cfg.task.initialise and not cfg.init.run,
     )
-    return task, lambda module: store.save(folder, store.Run(recipe, module.tokenizer))  # type: ignore[arg-type]
+
+    def export(module: nn.Module) -> None:
+        store.save(folder, store.Run(recipe, module.tokenizer))  # type: ignore[arg-type]
+
+    return Work(task, export, lambda: judge.of_tokenizer(cfg, schedule))
 
 
-def generator(cfg: DictConfig, data: ImageData, folder: Path) -> tuple[Task, Export]:
-    """Return the task of training a generator on a trained tokenizer, and how it is written."""
+def generator(cfg: DictConfig, data: ImageData, folder: Path) -> Work:
+    """Return the work of training a generator on a trained tokenizer."""
     base = trained_tokenizer(cfg)
     check_sizes(base.tokenizer, base.recipe.schedule, data)
     backbone, spec = make_backbone(cfg, data, base)
@@ -119,20 +155,27 @@ def generator(cfg: DictConfig, data: ImageData, folder: Path) -> tuple[Task, Exp
     )
 
     def run(module: nn.Module) -> store.Run:
-        return store.Run(recipe, base.tokenizer, module)
+        return store.Run(recipe, base.tokenizer, lora.merged(module))
 
+    def export(module: nn.Module) -> None:
+        store.save(folder, run(module.backbone))  # type: ignore[arg-type]
+        lora.save(module.backbone, folder / "adapter")  # type: ignore[arg-type]
+
+    shown = data.ids if isinstance(data, Numbered) else range(len(data.classes))
     common: dict[str, Any] = {
         "backbone": backbone,
         "tokenizer": data.reader(base.tokenizer.requires_grad_(False), recipe.schedule),  # type: ignore[arg-type]
         "schedule": recipe.schedule,
-        "sampler": lambda backbone: Pipeline(run(backbone))(
-            range(min(10, len(data.classes))), number=10
-        ),
+        "sampler": lambda backbone: Pipeline(run(backbone))(shown[:10], number=10),
         "drop_label": cfg.drop_label,
         "groups": cfg.groups,
     }
-    task = distil(cfg, base, common) if cfg.teacher.run else GeneratorTask(**common)
-    return task, lambda module: store.save(folder, run(module.backbone))  # type: ignore[arg-type]
+    if cfg.subject.prior is not None:
+        task = subject(cfg, base, data, common)
+    else:
+        task = distil(cfg, base, common) if cfg.teacher.run else GeneratorTask(**common)
+    tokens = cast(Tokenizer, base.tokenizer)
+    return Work(task, export, lambda: judge.of_generator(cfg, tokens, recipe.schedule, run))
 
 
 if __name__ == "__main__":

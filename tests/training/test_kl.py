@@ -74,7 +74,7 @@ def moments(*posteriors: Posterior) -> tuple[Tensor, Tensor]:
 
 def test_the_first_batch_says_where_latents_lie() -> None:
     made = task()
-    made.start(lambda: (images(), torch.zeros(6)), torch.Generator())
+    made.start(images(), torch.Generator())
     posterior = Posterior.of(made.tokenizer.compress(images(), SCHEDULE))
     mean, spread = moments(posterior)
     torch.testing.assert_close(made.tokenizer.shift.flatten(), mean)
@@ -84,7 +84,7 @@ def test_the_first_batch_says_where_latents_lie() -> None:
 @torch.no_grad()
 def test_generators_see_latents_of_mean_nought_and_deviation_one() -> None:
     made, image = task(), images(200)
-    made.start(lambda: (image, torch.zeros(200)), torch.Generator())
+    made.start(image, torch.Generator())
     last = made.tokenizer.encode(image, SCHEDULE, Rng.batch(0, 200))[-1].flatten(0, 1)
     bound = 4 / len(last) ** 0.5
     torch.testing.assert_close(last.mean(dim=0), torch.zeros(CHANNELS), rtol=0, atol=bound)

@@ -1,6 +1,5 @@
 """The training loop: resuming, accumulation, several processes, sudden death, bad losses."""
 
-import json
 import os
 import random
 import shutil
@@ -19,7 +18,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import var
-from tests.training import words
 from tests.training.words import (
     CODES,
     FLOWAR,
@@ -135,42 +133,6 @@ def test_half_batches_twice_make_the_same_step_as_whole_ones(
         torch.testing.assert_close(once[key], twice[key], atol=2e-4, rtol=0)
 
 
-@pytest.fixture(scope="module")
-def short(whole: Whole) -> dict[str, Words]:
-    """The words of three steps of each kind of run."""
-    # No code is revived, by one process; latents are followed fast, by what all of them see.
-    runs = {"codes": (*CODES, "task.revive=0"), "latents": (*LATENTS, "task.share=0.5")}
-    for generator, tokenizer in PAIRS:
-        runs[name(generator)] = (*generator, f"tokenizer.run={whole(tokenizer)}")
-    return {kind: (*each, "trainer.steps=3") for kind, each in runs.items()}
-
-
-@pytest.fixture(scope="module")
-def doubled(short: dict[str, Words], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a short run of each kind by two processes, which are started once for all."""
-    folder = tmp_path_factory.mktemp("two")
-    jobs = [[str(folder / kind), *each] for kind, each in short.items()]
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    command = [sys.executable, *launch, "-m", words.__name__, str(folder / "jobs.json")]
-    root, environment = Path(__file__).parents[2], {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, env=environment, cwd=root, capture_output=True)
-    return folder
-
-
-@pytest.mark.parametrize("kind", ["codes", "latents", "var", "flowar", "raster"])
-def test_two_processes_take_the_steps_of_one(
-    doubled: Path, short: dict[str, Words], tmp_path: Path, kind: str
-) -> None:
-    one = run(tmp_path, base=short[kind])
-    (path,) = (doubled / kind / name(short[kind]) / "checkpoints").glob("step-*")
-    two = load_file(path / "model.safetensors")
-    assert one.keys() == two.keys()
-    for key in one:
-        # Relative too: whitening matrices hold entries of about 50.
-        torch.testing.assert_close(one[key], two[key], atol=1e-3, rtol=1e-3)
-
-
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @TOKENIZERS
 def test_a_few_steps_lower_the_loss(tmp_path: Path, tokenizer: Words, precision: str) -> None:
@@ -192,7 +154,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_last_checkpoint(
             "var.training.generator.TeacherForcing.forward",
             lambda *_: torch.tensor([[torch.nan]], requires_grad=True),
         )
-        with pytest.raises(UserError, match=r"not finite at step 1 .*trainer\.rate"):
+        with pytest.raises(UserError, match=r"not finite at step 1; .*trainer\.rate"):
             run(tmp_path, f"tokenizer.run={whole()}", base=VAR)
     assert not list((tmp_path / "var/checkpoints").glob("step-*"))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +15,6 @@ from var.random import Rng
 from var.schedule import Schedule
 from var.tokenizers.tokenizer import Tokenizer
 from var.training.loss import loss
-from var.training.task import First
 
 
 class FrozenTokenizer(Tokenizer, Protocol):
@@ -79,12 +78,18 @@ class GeneratorTask:
         self.sampler, self.drop_label = sampler, drop_label
         self.span = schedule[:groups]
 
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        """The backbone's repeated blocks."""
+        backbone: Any = self.module.backbone
+        return backbone.blocks
+
     def to(self, device: torch.device) -> None:
         """Move backbone and tokenizer to a device."""
         self.module.to(device)
         self.tokenizer.to(device)
 
-    def start(self, first: First, rng: torch.Generator) -> None:
+    def start(self, image: Tensor, rng: torch.Generator) -> None:
         """Do nothing: a backbone starts from its own initialisation."""
 
     def losses(

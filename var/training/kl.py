@@ -12,11 +12,7 @@ from var.random import Rng
 from var.schedule import Schedule
 from var.tokenizers.continuous import KL, Posterior
 from var.tokenizers.losses import Objective
-from var.training.task import First
-from var.training.tokenizer import AutoencoderTask
-
-# Images that tell well enough where latents lie before training begins.
-_FEW = 256
+from var.training.tokenizer import PIECE, AutoencoderTask
 
 
 class Variational(nn.Module):
@@ -43,7 +39,8 @@ class KLTask(AutoencoderTask):
 
     Args:
         tokenizer: to be trained.
-        objective, schedule, sample: see `AutoencoderTask`.
+        objective, schedule, sample, common: see `AutoencoderTask`.
+        initialise: take mean and deviation of the latents from the first batch.
         weight: of the divergence from N(0, 1).
         share: of each batch in the running mean and deviation by which latents are standardised.
     """
@@ -55,32 +52,38 @@ class KLTask(AutoencoderTask):
         objective: Objective,
         schedule: Schedule,
         sample: Tensor,
+        initialise: bool = True,
         weight: float = 1e-6,
         share: float = 0.02,
+        **common: Any,
     ) -> None:
         module = Variational(tokenizer, objective, weight)
-        super().__init__(module, tokenizer, schedule, sample)
-        self.share = share
+        super().__init__(module, tokenizer, schedule, sample, **common)
+        self.initialise, self.share = initialise, share
         self.posterior: Posterior | None = None  # of the last batch
 
     @torch.no_grad()
-    def start(self, first: First, rng: torch.Generator) -> None:
-        """Take mean and deviation of the latents from images of the first batch."""
-        image = first()[0][:_FEW]
-        self._follow(Posterior.of(self.tokenizer.compress(image, self.schedule)), share=1.0)
+    def start(self, image: Tensor, rng: torch.Generator) -> None:
+        """Take mean and deviation of the latents from the first images."""
+        if self.initialise:
+            parts = image.split(PIECE)
+            codes = torch.cat([self.tokenizer.compress(part, self.schedule) for part in parts])
+            self._follow(Posterior.of(codes), share=1.0)
 
     def losses(
         self, module: nn.Module, image: Tensor, label: Tensor, rng: Rng
     ) -> dict[str, Tensor]:
         """Return the losses of all terms and their sum, `total`."""
-        losses, posterior = module(image, rng)
+        losses, posterior = module(self.drawn(image)[0], rng)
         self.posterior = Posterior(*(moment.detach() for moment in posterior))
         return losses | {"total": torch.stack(list(losses.values())).sum()}
 
     def stepped(self, step: int, optimizer: torch.optim.Optimizer, rng: torch.Generator) -> None:
         """Follow mean and deviation of the latents."""
-        assert self.posterior is not None
-        self._follow(self.posterior, self.share)
+        super().stepped(step, optimizer, rng)
+        if self.tokenizer.vae.encoder.conv_in.weight.requires_grad:
+            assert self.posterior is not None
+            self._follow(self.posterior, self.share)
 
     def report(self) -> dict[str, float]:
         """Return the smallest and the largest deviation of a channel."""
@@ -89,13 +92,6 @@ class KLTask(AutoencoderTask):
             "latent/least_deviation": float(deviation.min()),
             "latent/most_deviation": float(deviation.max()),
         }
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: mean and deviation are buffers of the tokenizer."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore nothing."""
 
     @torch.no_grad()
     def _follow(self, posterior: Posterior, share: float) -> None:

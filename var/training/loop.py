@@ -3,99 +3,39 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    GradScalerKwargs,
-    ProjectConfiguration,
-    set_seed,
-)
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
-from torchvision.utils import make_grid, save_image
-from tqdm.auto import tqdm
+from torchvision.utils import make_grid
 
 from var.errors import UserError
-from var.random import Rng
-from var.training import optim
-from var.training.checkpoint import Checkpoints
+from var.nn.flex import use_flex
+from var.nn.recompute import recompute
+from var.training import optim, parallel
+from var.training.chance import Chance
+from var.training.checkpoint import Checkpoints, Snapshot
 from var.training.ema import Ema
+from var.training.estimate import estimate
+from var.training.records import Records
+from var.training.settings import Settings
+from var.training.state import captured, restore
+from var.training.stopping import Requests, Stopped
 from var.training.task import Task
 
 log = logging.getLogger(__name__)
 
-# (global micro-batches to skip, (which process, of how many)) -> endless (image, label) batches
+# (steps to skip, (which process, of how many)) -> endless micro-batches of images and labels
 OpenData = Callable[[int, tuple[int, int]], Iterator[tuple[Tensor, Tensor]]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How to train.
-
-    Attributes:
-        steps: optimiser steps.
-        batch_size: images per step, over all processes and micro-batches.
-        accumulation: micro-batches per step.
-        precision: `fp32`, `bf16` or `fp16` (autocast; fp16 with loss scaling, on GPU).
-        rate, rate_kind, warmup_steps, warmup_start, final_rate: see `optim.published_rate`.
-        weight_decay, weight_decay_end: of the decayed group, along a half cosine.
-        betas: of AdamW.
-        clip: largest total gradient norm.
-        ema: decay of the weights' moving average.
-        seed: of shuffles, dropout and label dropping.
-        log_every, preview_every, checkpoint_every: steps between them; previews may be 0 (none).
-        keep: checkpoints kept.
-        compile: compile the module.
-        cpu: leave the GPU alone.
-    """
-
-    steps: int
-    batch_size: int
-    accumulation: int = 1
-    precision: str = "fp32"
-    rate: float = 1e-4
-    rate_kind: str = "lin0"
-    warmup_steps: float = 0
-    warmup_start: float = 0.005
-    final_rate: float = 0.01
-    weight_decay: float = 0.05
-    weight_decay_end: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 2.0
-    ema: float = 0.999
-    seed: int = 0
-    log_every: int = 20
-    preview_every: int = 500
-    checkpoint_every: int = 500
-    keep: int = 2
-    compile: bool = False
-    cpu: bool = False
-
-    def __post_init__(self) -> None:
-        if self.precision not in ("fp32", "bf16", "fp16"):
-            raise UserError(f"trainer.precision={self.precision}: use fp32, bf16 or fp16")
-        if self.precision == "fp16" and (self.cpu or not torch.cuda.is_available()):
-            raise UserError("trainer.precision=fp16 needs a GPU: use bf16 or fp32")
-        whole = "steps batch_size accumulation log_every checkpoint_every keep"
-        for name in whole.split():
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"trainer.{name}={value}: use a whole number of at least 1")
-        if self.batch_size % self.accumulation:
-            raise UserError(
-                f"trainer.batch_size={self.batch_size} cannot be split into "
-                f"trainer.accumulation={self.accumulation} equal micro-batches"
-            )
-        try:
-            optim.published_rate(1, kind=self.rate_kind, peak=1, warmup_steps=0, total_steps=9)
-        except ValueError as error:
-            raise UserError(f"trainer.rate_kind={self.rate_kind}: {error}") from error
+# What is asked, by all processes, of the averaged weights: figures by name.
+Evaluate = Callable[[torch.nn.Module], dict[str, float]]
+# Images that tell well enough where latents lie before training begins.
+_FEW = 256
+# Settings on which it depends what a run makes of its data.
+_BINDING = ("batch_size", "seed", "steps", "rate")
 
 
 class Trainer:
@@ -104,9 +44,13 @@ class Trainer:
     Args:
         task: what to train.
         data: opens the training batches.
-        folder: of the run; holds `checkpoints/`, `samples/` and TensorBoard's events.
+        folder: of the run; holds `checkpoints/`, `samples/`, `metrics.jsonl` and TensorBoard's
+            events.
         settings: how to train.
         export: called with the averaged module after each checkpoint, on the main process.
+        evaluate: what is measured every so often; None: nothing.
+        aside: called after each checkpoint, on all processes.
+        config: what trackers shall know of the run.
     """
 
     def __init__(
@@ -117,84 +61,120 @@ class Trainer:
         folder: Path,
         settings: Settings,
         export: Callable[[torch.nn.Module], None],
+        evaluate: Evaluate | None = None,
+        aside: Callable[[], None] = lambda: None,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         self.task, self.data, self.folder, self.settings = task, data, folder, settings
-        self.export, self.step = export, 0
-        self.accelerator = Accelerator(
-            cpu=settings.cpu,
-            mixed_precision={"fp32": "no"}.get(settings.precision, settings.precision),
-            gradient_accumulation_steps=settings.accumulation,
-            log_with="tensorboard",
-            # Phis that a ladder leaves out get no gradient.
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(find_unused_parameters=True),
-                GradScalerKwargs(init_scale=2.0**11, growth_interval=1000),  # VAR, section 5
-            ],
-            project_config=ProjectConfiguration(
-                str(folder), logging_dir=str(folder / "tensorboard")
-            ),
-        )
+        self.export, self.evaluate, self.aside, self.step = export, evaluate, aside, 0
+        self.accelerator = parallel.accelerator(settings, folder)
+        self.records = Records(self.accelerator, folder, settings, config or {})
         self.checkpoints = Checkpoints(folder / "checkpoints", settings.keep)
-        self.broken = torch.zeros((), dtype=torch.bool, device=self.accelerator.device)
-
-    @property
-    def micro_batch(self) -> int:
-        """Images in a global micro-batch."""
-        return self.settings.batch_size // self.settings.accumulation
+        self.agreement = parallel.Agreement()
+        self.chance = Chance(
+            settings.seed,
+            batch_size=settings.batch_size,
+            micro_batch=settings.micro_batch,
+            process=self.accelerator.process_index,
+        )
+        # First step whose loss was not finite, noted by the device.
+        self.broken = torch.full((), torch.inf, device=self.accelerator.device)
+        self.untaken = 0  # steps in a row
 
     def fit(self, resume: Path | None = None) -> None:
         """Train to the last step, from scratch or from a checkpoint.
 
         Raises:
-            UserError: a loss is not finite; the last checkpoint stays as it is.
+            UserError: a loss is not finite, or the disk is full; the last checkpoint stays as it
+                is.
+            Stopped: a signal asked for the end; a checkpoint was written.
         """
-        self._set_up(resume)
-        accelerator, settings = self.accelerator, self.settings
-        shard = (accelerator.process_index, accelerator.num_processes)
-        batches = self.data(self.step * settings.accumulation, shard)
-        quiet = not accelerator.is_main_process
-        with tqdm(total=settings.steps, initial=self.step, unit="step", disable=quiet) as bar:
-            since, clock = self.step, time.perf_counter()
-            while self.step < settings.steps:
+        with Requests() as requests:
+            self._set_up(resume)
+            shard = (self.accelerator.process_index, self.accelerator.num_processes)
+            batches = self.data(self.step, shard)
+            self.records.start(self.step)
+            while self.step < self.settings.steps:
                 losses = self._step(batches)
-                bar.update()
-                if self.step % settings.log_every == 0 or self.step == settings.steps:
-                    pace = (self.step - since) * settings.batch_size / (time.perf_counter() - clock)
-                    self._log(losses, pace, bar)
-                    since, clock = self.step, time.perf_counter()
-                self._keep_records()
-        accelerator.end_training()
+                self.records.step()
+                asked = self.agreement(requests.number)
+                try:
+                    self._keep_records(losses, early=asked > 0)
+                except OSError as error:
+                    raise UserError(
+                        f"cannot write to {self.folder} at step {self.step} ({error}); last good "
+                        f"checkpoint: {self.checkpoints.last}. Make room, then go on by the same "
+                        "command"
+                    ) from error
+                if asked and self.step < self.settings.steps:
+                    log.info("stopped at step %d: the same command goes on from there", self.step)
+                    raise Stopped(asked)
+            self.records.close()
 
     def _set_up(self, resume: Path | None) -> None:
         accelerator, settings, task = self.accelerator, self.settings, self.task
-        set_seed(settings.seed, device_specific=True)
         task.to(accelerator.device)
         task.module.train()
-        if resume is None:
-            task.start(self._first, torch.Generator().manual_seed(settings.seed))
-        self.ema = Ema(task.module, settings.ema).eval()
+        self._look(new=resume is None)
+        self.ema = Ema(task.module, settings.ema)
+        if settings.attention == "flex":
+            use_flex(task.module)
+        if settings.checkpointing:
+            recompute(self._blocks("trainer.checkpointing=true"))
+        sharded = settings.parallel == "fsdp" and accelerator.num_processes > 1
+        if sharded:
+            blocks = self._blocks("trainer.parallel=fsdp")
+            parallel.shard(task.module, blocks, accelerator.device)
         optimizer = torch.optim.AdamW(
-            optim.groups(task.module, settings.weight_decay), lr=settings.rate, betas=settings.betas
+            optim.groups(task.module, settings.weight_decay),
+            lr=settings.rate,
+            betas=settings.betas,
+            fused=True,
         )
         self.decayed = [group["weight_decay"] > 0 for group in optimizer.param_groups]
         if settings.compile:
             task.module.compile()
-        self.module, self.optimizer = accelerator.prepare(task.module, optimizer)
+        if sharded:
+            self.module, self.optimizer = task.module, accelerator.prepare(optimizer)
+        else:
+            self.module, self.optimizer = accelerator.prepare(task.module, optimizer)
+        self.ema.start(task.module)
         if resume is not None:
             self._resume(resume)
-        accelerator.init_trackers("")
 
-    def _first(self) -> tuple[Tensor, Tensor]:
-        image, label = next(iter(self.data(0, (0, 1))))
-        return image.to(self.accelerator.device), label.to(self.accelerator.device)
+    def _look(self, new: bool) -> None:
+        """Let a new run's task see the first micro-batch, and tell how much memory it will take."""
+        accelerator, task, seed = self.accelerator, self.task, self.settings.seed
+        image, label = (x.to(accelerator.device) for x in next(self.data(0, (0, 1))))
+        if new:
+            task.start(image[:_FEW], torch.Generator().manual_seed(seed))
+        places = {"processes": accelerator.num_processes, "autocast": accelerator.autocast}
+        needed = estimate(task, self.settings, image, label, **places)
+        if accelerator.is_main_process:
+            log.info("this will need %s", needed)
+
+    def _blocks(self, wish: str) -> list[torch.nn.Module]:
+        if not (blocks := list(self.task.blocks)):
+            raise UserError(f"{wish} is for generators: leave it out")
+        return blocks
 
     def _resume(self, path: Path) -> None:
-        self.step, extra = self.checkpoints.load(self.accelerator, path)
-        self.ema.load_state_dict(extra["ema"])
+        snapshot = self.checkpoints.load(path, self.task.module.state_dict())
+        self.step, extra = snapshot.step, snapshot.extra
+        restore(self.task.module, self.optimizer.optimizer, snapshot)
+        self.ema.load(dict(snapshot.average), extra["updates"])
         self.task.load_state_dict(extra["task"])
+        if self.accelerator.scaler is not None and extra["scaler"]:
+            self.accelerator.scaler.load_state_dict(extra["scaler"])
         log.info("resuming from %s", path)
-        if self.accelerator.is_main_process:
-            self.export(self.ema.module)  # the run may have died before it could
+        for name in _BINDING:
+            before, now = snapshot.settings[name], getattr(self.settings, name)
+            if before != now:
+                log.warning("trainer.%s is %s, was %s: from here on another run", name, now, before)
+        with self.ema.shown(here=self.accelerator.is_main_process) as module:
+            if self.accelerator.is_main_process:
+                self.checkpoints.forget_after(path)
+                self.export(module)  # the run may have died before it could
 
     def _step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         accelerator, settings = self.accelerator, self.settings
@@ -202,23 +182,45 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         for micro in range(settings.accumulation):
             image, label = (x.to(accelerator.device, non_blocking=True) for x in next(batches))
-            rng = self._streams(micro, len(image))
+            self.chance.sow(self.step, micro)
+            rng = self.chance.streams(self.step, micro, len(image), accelerator.device)
             with accelerator.accumulate(self.module):
-                losses = self.task.losses(self.module, image, label, rng)
+                with accelerator.autocast():
+                    losses = self.task.losses(self.module, image, label, rng)
+                self._note(losses["total"])
                 accelerator.backward(losses["total"])
                 if accelerator.sync_gradients:
-                    norm = accelerator.clip_grad_norm_(self.module.parameters(), settings.clip)
-                    sums["gradient_norm"] = torch.as_tensor(norm)
-                self.optimizer.step()
+                    sums["gradient_norm"] = self._update()
                 self.optimizer.zero_grad()
-            self.broken |= ~torch.isfinite(losses["total"].detach())
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach() / settings.accumulation
         self.step += 1
-        self.ema.update_parameters(self.task.module)
-        rng = torch.Generator().manual_seed(self._seed(self.step))
+        self.ema.update(self.task.module)
+        rng = self.chance.common(self.step)
         self.task.stepped(self.step, self.optimizer.optimizer, rng)
         return sums
+
+    def _update(self) -> Tensor:
+        """Take the step, and return the length of its gradient."""
+        parameters, clip = self.module.parameters(), self.settings.clip
+        norm = parallel.whole(torch.as_tensor(self.accelerator.clip_grad_norm_(parameters, clip)))
+        # Loss scaling meets infinite gradients by itself, and must see all of them.
+        if self.accelerator.scaler is None:
+            self._note(norm)
+            if self.settings.tolerate and not bool(norm.isfinite()):
+                self.untaken += 1
+                if self.untaken > self.settings.tolerate:
+                    self._check()
+                log.warning("step %d is not taken: its gradient is not finite", self.step + 1)
+                self.broken.fill_(torch.inf)
+                return norm
+        self.untaken = 0
+        self.optimizer.step()
+        return norm
+
+    def _note(self, number: Tensor) -> None:
+        step = self.broken.clamp(max=self.step + 1)
+        self.broken = torch.where(number.detach().isfinite(), self.broken, step)
 
     def _schedule(self) -> None:
         s = self.settings
@@ -235,53 +237,64 @@ class Trainer:
         for group, decayed in zip(self.optimizer.param_groups, self.decayed, strict=True):
             group["lr"], group["weight_decay"] = rate, decay * decayed
 
-    def _seed(self, step: int) -> int:
-        return self.settings.seed * 1_000_003 + step
+    def _keep_records(self, losses: dict[str, Tensor], early: bool) -> None:
+        settings, last = self.settings, early or self.step == self.settings.steps
 
-    def _streams(self, micro: int, share: int) -> Rng:
-        # Numbered through the whole step: the same noise for any number of processes and
-        # micro-batches.
-        whole = self.settings.batch_size
-        first = micro * self.micro_batch + self.accelerator.process_index * share
-        return Rng.batch(self._seed(self.step) * whole + first, share, self.accelerator.device)
+        def due(every: int) -> bool:
+            return bool(every) and (last or self.step % every == 0)
 
-    def _log(self, losses: dict[str, Tensor], pace: float, bar: tqdm[None]) -> None:
-        self._check()
-        means = cast(dict[str, Tensor], self.accelerator.reduce(losses, reduction="mean"))
-        values = {f"train/{k}": float(v) for k, v in means.items()}
-        values |= self.task.report()
-        values |= {"rate": self.optimizer.param_groups[0]["lr"], "images_per_second": pace}
-        self.accelerator.log(values, step=self.step)
-        bar.set_postfix(loss=f"{values['train/total']:.4g}", images_per_s=f"{pace:.3g}")
+        if due(settings.log_every):
+            self._check()
+            means = cast(dict[str, Tensor], self.accelerator.reduce(losses, reduction="mean"))
+            values = {f"train/{name}": float(value) for name, value in means.items()}
+            rate = self.optimizer.param_groups[0]["lr"]
+            self.records.figures(self.step, {**values, **self.task.report(), "rate": rate})
+        if due(settings.checkpoint_every):
+            self._check()
+            self._save()
+        if due(settings.evaluate_every) and self.evaluate and not early:
+            with self.ema.shown() as module:
+                self.records.judged(self.step, self.evaluate(module))
+        if due(settings.preview_every) and not early:
+            self._preview()
 
     def _check(self) -> None:
-        if self.accelerator.reduce(self.broken.float()).item():
-            saved = self.checkpoints.all()
+        first = -parallel.largest(-self.broken)
+        if first < torch.inf:
             raise UserError(
-                f"the loss was not finite at step {self.step} or shortly before; "
-                f"last good checkpoint: {saved[-1] if saved else 'none'}. "
-                "Lower trainer.rate, or train with trainer.precision=bf16 or fp32"
+                f"the loss was not finite at step {int(first)}; last good checkpoint: "
+                f"{self.checkpoints.last}. Lower trainer.rate, train with trainer.precision=bf16 "
+                "or fp32, or let such steps pass by trainer.tolerate=10"
             )
 
-    def _keep_records(self) -> None:
-        settings, last = self.settings, self.step == self.settings.steps
-        if settings.preview_every and (last or self.step % settings.preview_every == 0):
-            self._preview()
-        if last or self.step % settings.checkpoint_every == 0:
-            self._check()
-            extra = {"ema": self.ema.state_dict(), "task": self.task.state_dict()}
-            self.checkpoints.save(self.accelerator, self.step, extra)
-            if self.accelerator.is_main_process:
-                self.export(self.ema.module)
-            self.accelerator.wait_for_everyone()
+    def _save(self) -> None:
+        accelerator, main = self.accelerator, self.accelerator.is_main_process
+        scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
+        snapshot = Snapshot(
+            self.step,
+            **captured(self.task.module, self.ema, self.optimizer.optimizer, keep=main),
+            extra={"updates": self.ema.updates, "task": self.task.state_dict(), "scaler": scaler},
+            settings={name: getattr(self.settings, name) for name in _BINDING},
+        )
+        with self.ema.shown(here=main) as module:
+            self._alone(lambda: (self.checkpoints.save(snapshot), self.export(module)))
+        self.aside()
+
+    def _alone(self, act: Callable[[], object]) -> None:
+        """Act on the main process; all meet its fate."""
+        failure: list[UserError | None] = [None]
+        if self.accelerator.is_main_process:
+            try:
+                act()
+            except UserError as error:
+                failure = [error]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(failure)
+        if failure[0] is not None:
+            raise failure[0]
 
     def _preview(self) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        images = self.task.preview(self.ema.module).float().cpu()
-        grid = make_grid(images, nrow=10)
-        path = self.folder / "samples" / f"step-{self.step:08d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_image(grid, path)
-        tracker = self.accelerator.get_tracker("tensorboard")
-        tracker.log_images({"samples": grid[None].numpy()}, step=self.step, dataformats="NCHW")
+        with self.ema.shown(here=self.accelerator.is_main_process) as module:
+            if self.accelerator.is_main_process:
+                images = self.task.preview(module).float().cpu()
+                self.records.pictures(self.step, make_grid(images, nrow=10))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
@@ -10,27 +10,30 @@ from torch import Tensor, nn
 
 from var.random import Rng
 
-# Returns the whole first batch: image and label.
-First = Callable[[], tuple[Tensor, Tensor]]
-
 
 class Task(Protocol):
     """One kind of training run.
 
     Attributes:
         module: what is trained and checkpointed; the loop wraps it (several processes, EMA).
+        blocks: its repeated blocks, to be recomputed or shared out one by one; of a module that is
+            neither, none.
     """
 
     module: nn.Module
+
+    @property
+    def blocks(self) -> Iterable[nn.Module]: ...  # noqa: D102
 
     def to(self, device: torch.device) -> None:
         """Move everything that the task computes with to a device."""
         ...
 
-    def start(self, first: First, rng: torch.Generator) -> None:
-        """Set `module` up before a new run's first step, on its first batch if one is needed.
+    def start(self, image: Tensor, rng: torch.Generator) -> None:
+        """Set `module` up before a new run's first step, on the first images of the run.
 
-        Images are (B, 3, H, W) in [0, 1], labels (B,) int64, here and below.
+        They are the same on all processes. Images are (B, 3, H, W) in [0, 1], labels (B,) int64,
+        here and below.
         """
         ...
 

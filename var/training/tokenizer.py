@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from accelerate.utils import broadcast, reduce
 from torch import Tensor, nn
 
+from var.errors import UserError
 from var.random import Rng
 from var.schedule import Schedule
 from var.tokenizers.convolutional import Convolutional
 from var.tokenizers.losses import Objective
 from var.tokenizers.residual import Quantised
 from var.training import health
-from var.training.task import First
+
+# Images that are looked at together before training begins: memory is for what comes then.
+PIECE = 32
 
 
 class Reconstructor(nn.Module):
     """A tokenizer and what it is judged by, as one module with one forward pass."""
 
-    def __init__(self, tokenizer: Convolutional, objective: Objective, schedule: Schedule) -> None:
+    def __init__(self, tokenizer: Convolutional, objective: Objective) -> None:
         super().__init__()
-        self.tokenizer, self.objective, self.schedule = tokenizer, objective, schedule
+        self.tokenizer, self.objective = tokenizer, objective
 
-    def forward(self, image: Tensor) -> tuple[dict[str, Tensor], Quantised]:
+    def forward(self, image: Tensor, schedule: Schedule) -> tuple[dict[str, Tensor], Quantised]:
         """Return the losses of a batch (B, 3, H, W) in [0, 1], and how it was quantised."""
-        reconstruction, quantised = self.tokenizer(image, self.schedule)
+        reconstruction, quantised = self.tokenizer(image, schedule)
         last = self.tokenizer.decoder.conv_out.weight
         losses = self.objective(image, reconstruction.float(), last)
         return losses | {"quantizer": quantised.loss}, quantised
@@ -36,21 +42,64 @@ class AutoencoderTask:
     """What tasks that train a tokenizer share.
 
     Args:
-        module: what is trained; the tokenizer is its `tokenizer`.
+        module: what is trained; the tokenizer is its `tokenizer`, an `objective` judges it.
         tokenizer: to be trained.
         schedule: the ladder of scales.
         sample: images (B, 3, H, W) in [0, 1] to be shown beside their reconstructions.
+        ladders: schedules that are trained on, too, on images made smaller; see `drawn`.
+        train: the part that is trained, as the tokenizer names it, while the others stay as they
+            are; or `all`.
+
+    Raises:
+        UserError: a ladder does not go with the schedule, or there is no such part.
     """
 
     def __init__(
-        self, module: nn.Module, tokenizer: Any, schedule: Schedule, sample: Tensor
+        self,
+        module: Any,
+        tokenizer: Any,
+        schedule: Schedule,
+        sample: Tensor,
+        *,
+        ladders: Sequence[Schedule] = (),
+        train: str = "all",
     ) -> None:
         self.module, self.tokenizer = module, tokenizer
         self.schedule, self.sample = schedule, sample
+        for ladder in ladders:
+            check_ladder(ladder, schedule)
+        self.ladders, self.step = (schedule, *ladders), 0
+        freeze(module, train)
+
+    def drawn(self, image: Tensor) -> tuple[Tensor, Schedule]:
+        """Return the ladder of a step, drawn by its number, and images (B, 3, H, W) at its size."""
+        schedule = random.Random(self.step).choice(self.ladders)
+        side = image.shape[-1] * schedule.grids[-1][0] // self.schedule.grids[-1][0]
+        if side != image.shape[-1]:
+            image = F.interpolate(image, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
+        return image, schedule
+
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        """None: a tokenizer fits, and is remembered, as a whole."""
+        return ()
 
     def to(self, device: torch.device) -> None:
         """Move tokenizer and objective to a device."""
         self.module.to(device)
+
+    def stepped(self, step: int, optimizer: torch.optim.Optimizer, rng: torch.Generator) -> None:
+        """Count the steps, and tell the objective."""
+        self.step = step
+        self.module.objective.stepped(step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of steps."""
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore it."""
+        self.step = state["step"]
 
     @torch.no_grad()
     def preview(self, module: nn.Module) -> Tensor:
@@ -69,13 +118,55 @@ class AutoencoderTask:
         return torch.cat(rows)
 
 
+def check_ladder(ladder: Schedule, schedule: Schedule) -> None:
+    """Check that one tokenizer can be trained on a ladder and on the schedule in turn.
+
+    Raises:
+        UserError: it has another number of scales, or is for larger images, or oblong ones.
+    """
+    scales, wanted = (0 if each.is_raster else len(each) for each in (ladder, schedule))
+    if scales != wanted:
+        raise UserError(
+            f"task.ladders: {ladder} are not as many scales as those of schedule, {schedule}: "
+            "what belongs to a scale is shared by all ladders, so give them the same length"
+        )
+    (height, width), most = ladder.grids[-1], schedule.grids[-1][0]
+    if height != width or height > most:
+        raise UserError(
+            f"task.ladders: {ladder} end on {height} x {width}: use a square of at most "
+            f"{most} x {most}, the grid of the data's images"
+        )
+
+
+def freeze(module: Any, train: str) -> None:
+    """Leave nothing of a module's tokenizer to be trained but one part, or `all` of it.
+
+    Raises:
+        UserError: there is no such part, or the objective compares gradients in another one.
+    """
+    if train == "all":
+        return
+    parts = module.tokenizer.parts
+    if train not in parts:
+        raise UserError(f"task.train={train}: use all, {', '.join(parts)}")
+    for name, term in module.objective.terms.items():
+        if train != "decoder" and getattr(term, "relative", False):
+            raise UserError(
+                f"objective.{name} weighs itself at the decoder, which task.train={train} leaves "
+                f"alone: say objective.{name}.adaptive=false"
+            )
+    module.tokenizer.requires_grad_(False)
+    for part in parts[train]:
+        part.requires_grad_(True)
+
+
 class TokenizerTask(AutoencoderTask):
     """Train a tokenizer with a codebook.
 
     Args:
         tokenizer: to be trained.
         objective: terms that compare images with reconstructions.
-        schedule, sample: see `AutoencoderTask`.
+        schedule, sample, common: see `AutoencoderTask`.
         initialise: put the codebook on the first batch instead of near zero.
         revive: steps between revivals of unused codes; 0: never.
     """
@@ -89,8 +180,10 @@ class TokenizerTask(AutoencoderTask):
         sample: Tensor,
         initialise: bool = True,
         revive: int = 50,
+        **common: Any,
     ) -> None:
-        super().__init__(Reconstructor(tokenizer, objective, schedule), tokenizer, schedule, sample)
+        module = Reconstructor(tokenizer, objective)
+        super().__init__(module, tokenizer, schedule, sample, **common)
         self.initialise = initialise
         self.health = health.Health(tokenizer.quantizer, revive)
         self.vectors: list[Tensor] = []  # looked up in the last batch
@@ -101,18 +194,19 @@ class TokenizerTask(AutoencoderTask):
         super().to(device)
         self.health.to(device)
 
-    def start(self, first: First, rng: torch.Generator) -> None:
-        """Put the codebook on the latents of a batch."""
+    def start(self, image: Tensor, rng: torch.Generator) -> None:
+        """Put the codebook on the latents of images."""
         if self.initialise:
             with torch.no_grad():
-                latent = self.tokenizer.features(first()[0]).float()
+                latents = [self.tokenizer.features(part).float() for part in image.split(PIECE)]
+            latent = torch.cat(latents)
             health.start(self.tokenizer.quantizer, latent, self.schedule, rng)
 
     def losses(
         self, module: nn.Module, image: Tensor, label: Tensor, rng: Rng
     ) -> dict[str, Tensor]:
         """Return the losses of all terms and their sum, `total`."""
-        losses, quantised = module(image)
+        losses, quantised = module(*self.drawn(image))
         self.vectors = quantised.vectors
         counts = health.count_codes(quantised.tokens, len(self.tokenizer.quantizer.codebook.weight))
         self.health.observe(reduce(counts, reduction="sum"))
@@ -120,6 +214,9 @@ class TokenizerTask(AutoencoderTask):
 
     def stepped(self, step: int, optimizer: torch.optim.Optimizer, rng: torch.Generator) -> None:
         """Follow the scales' statistics; revive unused codes every so often."""
+        super().stepped(step, optimizer, rng)
+        if not self.tokenizer.quantizer.codebook.weight.requires_grad:
+            return
         standard = self.tokenizer.quantizer.standard
         if standard is not None:
             mean, square = reduce(list(health.moments(self.vectors)), reduction="mean")
@@ -135,10 +232,12 @@ class TokenizerTask(AutoencoderTask):
         return figures
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the code counts."""
-        return {"health": self.health.state_dict(), "revived": self.revived}
+        """Return steps and code counts."""
+        counts = {"health": self.health.state_dict(), "revived": self.revived}
+        return super().state_dict() | counts
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the code counts."""
+        """Restore steps and code counts."""
+        super().load_state_dict(state)
         self.health.load_state_dict(state["health"])
         self.revived = state["revived"]
