@@ -39,6 +39,10 @@ def numbered(cfg: DictConfig, data: ImageData) -> ImageData:
     """
     if cfg.init.classes not in ("data", "grow"):
         raise UserError(f"init.classes={cfg.init.classes}: use data or grow")
+    if cfg.init.like is not None and not cfg.init.run:
+        raise UserError(f"init.like={cfg.init.like} is a class of a run: name it by init.run=…")
+    if cfg.subject.first is not None and cfg.subject.prior is None:
+        raise UserError("subject.first goes with subject.prior: name that class too")
     if cfg.init.classes == "data":
         return data
     if not cfg.init.run:
@@ -50,7 +54,7 @@ def numbered(cfg: DictConfig, data: ImageData) -> ImageData:
             f"init.classes=grow: init.run={cfg.init.run} has {count} classes and names for "
             f"{len(known)}: use init.classes=data"
         )
-    found = growth.matched(data.classes, known, 0)
+    found = growth.matched(data.classes, known, by_number=False)
     names = [*known, *(c for c, i in zip(data.classes, found, strict=True) if i is None)]
     ids = iter(range(len(known), len(names)))
     return Numbered(data, [next(ids) if i is None else i for i in found], names)
@@ -119,14 +123,29 @@ def beginnings(start: store.Run, cfg: DictConfig, data: ImageData) -> list[int |
         UserError: there is no class `init.like`.
     """
     known, count = start.recipe.data.classes, int((start.recipe.backbone or {})["classes"])
-    found = growth.matched(data.classes, known, count)
     like = None
     if cfg.init.like is not None:
         (like,) = class_ids([cfg.init.like], classes=known, count=count)
+    if cfg.init.classes == "grow":  # those of the run come first, see `numbered`
+        found = [*range(count), *[None] * (len(data.classes) - count)]
+    else:
+        found = growth.matched(data.classes, known, by_number=len(data.classes) == count)
+        if found and set(found) == set(range(count)) and list(data.classes) != list(known):
+            log.info("init.run=%s: no names are alike, classes begin by number", cfg.init.run)
     if new := [c for c, i in zip(data.classes, found, strict=True) if i is None]:
         place = f"init.run={cfg.init.run}: {len(found) - len(new)} classes stay"
         log.info("%s, new ones begin as %s: %s", place, cfg.init.like or "none", ", ".join(new))
     return [like if i is None else i for i in found]
+
+
+def classes_of(data: ImageData) -> list[int]:
+    """Return the ids of the classes that a data set has images of: all, unless they are renumbered.
+
+    >>> from var.data.images import digits
+    >>> classes_of(digits())[-1]
+    9
+    """
+    return list(data.ids) if isinstance(data, Numbered) else list(range(len(data.classes)))
 
 
 def subject(cfg: DictConfig, base: store.Run, data: ImageData, common: dict[str, Any]) -> Task:
@@ -140,11 +159,11 @@ def subject(cfg: DictConfig, base: store.Run, data: ImageData, common: dict[str,
             "subject.prior is a class of the run to begin with: name it by init.run=… with "
             "init.classes=grow, and leave teacher.run out"
         )
-    settings = plain(cfg.subject)
-    (prior,) = class_ids([settings.pop("prior")], classes=data.classes, count=len(data.classes))
+    settings, run = plain(cfg.subject), hub.companion(base, cfg.init.run, files=cfg.files)
+    known, count = run.recipe.data.classes, int((run.recipe.backbone or {})["classes"])
+    (prior,) = class_ids([settings.pop("prior")], classes=known, count=count)
     sampling = parse_sampling(settings.pop("sampling"), "subject.sampling")
     schedule = base.recipe.schedule
-    run = hub.companion(base, cfg.init.run, files=cfg.files)
 
     def draw(model: Any, condition: Condition, rng: Rng) -> Canvas:
         *_, canvas = decide(

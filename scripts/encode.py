@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -29,6 +28,7 @@ from var.scripts.command import check_least, check_writable, command, made
 from var.scripts.parts import check_sizes
 from var.store import Run
 from var.tokenizers.tokenizer import Tokenizer
+from var.training.parallel import alone, chosen
 from var.unusable import UNUSABLE
 
 log = logging.getLogger("var.scripts.encode")
@@ -72,22 +72,26 @@ def main(cfg: DictConfig) -> None:
     encoder, index = prepare(options, run, data, device)
     folder = Folder(Path(options.out), index)
     state.wait_for_everyone()  # whoever looks at the folder has seen it as it was
-    todo = [folder.missing(bar) if state.is_main_process else []]
-    todo = broadcast_object_list(todo)[0]
+    todo = list[int]()
+    alone(lambda: todo.extend(folder.missing(bar)))
+    todo = chosen(todo)
     mine = [todo[i] for i in share(len(todo), state.process_index, state.num_processes)]
     encode(encoder, centres, folder, mine, options.batch_size, bar)
     state.wait_for_everyone()
-    if state.is_main_process:
-        index = folder.finish(data.unusable)
-        log.info(
-            "%d codes, %d of %d shards made in %.1f s: %s",
-            index.entries, len(todo), len(index.shards), perf_counter() - started, options.out,
+    alone(lambda: told(folder.finish(data.unusable), len(todo), perf_counter() - started, options))
+
+
+def told(index: Index, made: int, seconds: float, options: Options) -> None:
+    """Say what was made."""
+    log.info(
+        "%d codes, %d of %d shards made in %.1f s: %s",
+        index.entries, made, len(index.shards), seconds, options.out,
+    )  # fmt: skip
+    if index.unusable:
+        log.warning(
+            "%d of %d images are unusable and left out, see %s",
+            len(index.unusable), index.images, Path(options.out, UNUSABLE),
         )  # fmt: skip
-        if index.unusable:
-            log.warning(
-                "%d of %d images are unusable and left out, see %s",
-                len(index.unusable), index.images, Path(options.out, UNUSABLE),
-            )  # fmt: skip
 
 
 def check(options: Options) -> None:
@@ -177,11 +181,8 @@ def encode(
     blank = torch.empty(0, *folder.index.shape, dtype=NUMBERS[folder.index.numbers])
     with tqdm(total=sum(map(len, parts)), unit="image", disable=not bar) as shown:
         for number, batches in zip(mine, encoder.shards(data, parts, batch_size), strict=True):
-            codes, labels, known = (
-                [blank],
-                [blank.new_empty(0, dtype=torch.int64)],
-                len(data.unusable),
-            )
+            codes, labels = [blank], [blank.new_empty(0, dtype=torch.int64)]
+            known = len(data.unusable)
             for code, label in batches:
                 codes.append(code)
                 labels.append(label)

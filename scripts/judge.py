@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from var import judging, store
 from var.data.images import ImageData
+from var.devices import share
 from var.errors import UserError
 from var.metrics.images import Likeness
 from var.pipeline import Pipeline
+from var.random import Rng
 from var.schedule import Schedule
+from var.scripts.beginning import classes_of, numbered
 from var.scripts.command import check_least, made
 from var.tokenizers.tokenizer import Tokenizer
 from var.training.loop import Evaluate
@@ -38,24 +41,30 @@ class Reference:
                 "trainer.evaluate_every needs test images, which this data has none of: train on "
                 "images, or measure checkpoints by var-evaluate"
             )
-        self.data: ImageData = made(cfg.data.test)
+        # What cannot be read is left out here, not replaced: as by var-evaluate.
+        self.data: ImageData = numbered(cfg, made(cfg.data.test)).plain()
         self.network = made(cfg.features) if cfg.features else None
         self.batch_size = cfg.evaluation.batch_size
         self.images = min(cfg.evaluation.images, len(self.data))
         self.likeness: Likeness | None = None
 
-    def batches(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield this process's share of images and labels, spread evenly over the test images."""
+    def batches(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor, Rng]]:
+        """Yield this process's share of images, labels and their streams.
+
+        They are spread evenly over the test images; noise is that of the image, whoever looks.
+        """
         state = PartialState()
-        chosen = [i * len(self.data) // self.images for i in range(self.images)]
-        own = judging.share(chosen, state.process_index, state.num_processes)
+        mine = share(self.images, state.process_index, state.num_processes)
+        own = [i * len(self.data) // self.images for i in mine]
         for start in range(0, len(own), self.batch_size):
-            image, label = self.data.__getitems__(own[start : start + self.batch_size])
-            yield image.to(device), label.to(device)
+            numbers = own[start : start + self.batch_size]
+            image, label = self.data.__getitems__(numbers)
+            if len(image):
+                yield image.to(device), label.to(device), Rng(numbers[: len(image)], device)
 
     def pictures(self, device: torch.device) -> Iterator[Tensor]:
         """Yield the images of `batches`."""
-        return (image for image, _ in self.batches(device))
+        return (image for image, _, _ in self.batches(device))
 
 
 def of_tokenizer(cfg: DictConfig, schedule: Schedule) -> Evaluate:
@@ -86,7 +95,7 @@ def of_generator(
     def measure(module: nn.Module) -> dict[str, float]:
         backbone, device = cast(Any, module).backbone, device_of(module)
         batches = reference.batches(device)
-        figures = judging.losses(backbone, tokenizer, schedule, batches, device)
+        figures = judging.losses(backbone, tokenizer, schedule, batches, device, cfg.groups)
         if reference.network is not None:
             figures |= samples(reference, Pipeline(run(backbone)), device)
         return told(figures)
@@ -100,8 +109,9 @@ def samples(reference: Reference, pipe: Pipeline, device: torch.device) -> dict[
         reference.likeness = Likeness(reference.network.to(device))  # type: ignore[union-attr]
         reference.likeness.real(reference.pictures(device))
     state, number = PartialState(), reference.images
-    seeds = judging.share(range(number), state.process_index, state.num_processes)
-    ids = [seed * pipe.class_count // number for seed in seeds]
+    seeds = share(number, state.process_index, state.num_processes)
+    shown = classes_of(reference.data)
+    ids = [shown[seed * len(shown) // number] for seed in seeds]
     return judging.resemblance(pipe, reference.likeness, ids, seeds, reference.batch_size)
 
 

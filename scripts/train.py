@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from accelerate.state import PartialState
 from accelerate.utils import gather_object
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -16,13 +15,12 @@ from torch import Tensor, nn
 from var import store
 from var.data.batches import Batches, loader
 from var.data.images import ImageData, check_pixels
-from var.data.numbered import Numbered
 from var.errors import UserError
 from var.models.base import Backbone
 from var.pipeline import Pipeline
 from var.recipe import Recipe, parse_sampling, parse_schedule
 from var.scripts import judge
-from var.scripts.beginning import make_backbone, numbered, subject
+from var.scripts.beginning import classes_of, make_backbone, numbered, subject
 from var.scripts.command import command, made
 from var.scripts.parts import (
     check_sizes,
@@ -38,6 +36,7 @@ from var.training import lora
 from var.training.checkpoint import Checkpoints
 from var.training.generator import GeneratorTask
 from var.training.loop import Evaluate, Trainer
+from var.training.parallel import alone
 from var.training.settings import Settings
 from var.training.task import Task
 from var.unusable import UNUSABLE, read_unusable, write_unusable
@@ -58,6 +57,7 @@ def main(cfg: DictConfig) -> None:
     Trainer(
         task=work.task,
         data=lambda start, shard: batches(data, settings, start, shard),
+        first=lambda number: first(data, settings, number),
         folder=folder,
         settings=settings,
         export=work.export,
@@ -90,14 +90,19 @@ def batches(
     numbers = Batches(
         len(data), settings.batch_size, settings.seed, start, shard, settings.accumulation
     )
-    return iter(loader(data, numbers))
+    return iter(loader(data, numbers, pin=False if settings.cpu else None))
+
+
+def first(data: ImageData, settings: Settings, number: int) -> tuple[Tensor, Tensor]:
+    """Return so many of the first images and labels of a run, at most a batch of them."""
+    numbers = next(iter(Batches(len(data), settings.batch_size, settings.seed)))
+    return data.__getitems__(numbers[:number])
 
 
 def report(data: ImageData, folder: Path) -> None:
     """Write which images were found to be unusable, by any process; all processes have to ask."""
-    found = dict(gather_object(list(data.unusable.items())))
-    if found and PartialState().is_main_process:
-        write_unusable(folder / UNUSABLE, found)
+    if found := dict(gather_object(list(data.unusable.items()))):
+        alone(lambda: write_unusable(folder / UNUSABLE, found))
 
 
 class Work(NamedTuple):
@@ -161,7 +166,7 @@ def generator(cfg: DictConfig, data: ImageData, folder: Path) -> Work:
         store.save(folder, run(module.backbone))  # type: ignore[arg-type]
         lora.save(module.backbone, folder / "adapter")  # type: ignore[arg-type]
 
-    shown = data.ids if isinstance(data, Numbered) else range(len(data.classes))
+    shown = classes_of(data)
     common: dict[str, Any] = {
         "backbone": backbone,
         "tokenizer": data.reader(base.tokenizer.requires_grad_(False), recipe.schedule),  # type: ignore[arg-type]

@@ -119,6 +119,7 @@ class Adversarial(nn.Module):
         self.discriminator_weight, self.wait, self.relative = discriminator_weight, wait, adaptive
         self.augment = augment or nn.Identity()
         self.register_buffer("steps", torch.zeros(()))
+        self.active = start <= 0  # what `steps` says, known without asking the device
 
     def forward(
         self,
@@ -135,7 +136,7 @@ class Adversarial(nn.Module):
         fake = self.discriminator(guess.detach())
         begun = self.steps >= self.start
         weight = self.weight * begun
-        if self.relative and torch.is_grad_enabled():
+        if self.relative and torch.is_grad_enabled() and self.active:
             assert before is not None and last is not None
             weight = weight * pull(before, fooled, last)
         judged = self.discriminator_weight * _KINDS[self.kind](real, fake)
@@ -147,3 +148,4 @@ class Adversarial(nn.Module):
     def stepped(self, step: int) -> None:
         """Note that optimiser step number `step` is done."""
         self.steps.fill_(step)
+        self.active = step >= self.start

@@ -120,6 +120,9 @@ def companion(
     if _rules(run.tokenizer) != _rules(found.tokenizer):
         raise UserError(f"{name} cannot work along: its tokenizer adds up tokens by other rules")
     ours, theirs = _meaning(run.tokenizer), _meaning(found.tokenizer)
+    if any_schedule:  # what belongs to scales differs with their number
+        there = {key for key in ours if key in theirs and ours[key].shape == theirs[key].shape}
+        ours, theirs = ({key: each[key] for key in there} for each in (ours, theirs))
     alike = {key for key, tensor in theirs.items() if key in ours and _same(ours[key], tensor)}
     if odd := sorted((ours.keys() | theirs.keys()) - alike):
         raise UserError(

@@ -6,7 +6,7 @@ Several processes share the work: each looks at its part, and the figures are th
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate.utils import reduce
@@ -22,13 +22,6 @@ from var.schedule import Schedule
 from var.tokenizers.tokenizer import Tokenizer
 from var.training.health import count_codes, usage
 from var.training.loss import loss
-
-T = TypeVar("T")
-
-
-def share(items: Sequence[T], process: int, processes: int) -> Sequence[T]:
-    """Return the part of a list that is a process's."""
-    return items[process::processes]
 
 
 @torch.inference_mode()
@@ -79,19 +72,24 @@ def losses(
     backbone: Backbone,
     tokenizer: Tokenizer,
     schedule: Schedule,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Tensor, Rng]],
     device: torch.device,
+    groups: int | None = None,
 ) -> dict[str, float]:
-    """Return the mean loss per token, of all groups and of the last, of images and labels.
+    """Return the mean loss per token, of the first `groups` groups (None: all) and of their last.
 
-    Noise, if the head needs any, is the same in each call.
+    Args:
+        backbone, tokenizer, schedule: whose loss it is.
+        batches: images, labels, and their streams, of which noise is drawn.
+        device: of all of it.
+        groups: how many are predicted.
     """
     mean, last = MeanMetric().to(device), MeanMetric().to(device)
-    for image, label in batches:
-        rng = Rng.batch(0, len(label), device)
-        each = loss(backbone, tokenizer, schedule, image, Condition(label), rng)
+    tail = schedule[:groups].sizes[-1]
+    for image, label, rng in batches:
+        each = loss(backbone, tokenizer, schedule, image, Condition(label), rng, groups)
         mean.update(each)
-        last.update(each[:, -schedule[-1:].sizes[-1] :])
+        last.update(each[:, -tail:])
     return {"loss": float(mean.compute()), "last_group": float(last.compute())}
 
 

@@ -26,8 +26,20 @@ def class_ids(labels: Iterable[Label], *, classes: Sequence[str], count: int) ->
     >>> class_ids(["Cat", 1, None], classes=["cat", "dog"], count=2)
     [0, 1, -1]
     """
-    known = {name.casefold(): i for i, name in enumerate(classes)}
+    known = numbers(classes)
     return [_class_id(label, known, classes, count) for label in labels]
+
+
+def numbers(classes: Sequence[str]) -> dict[str, int]:
+    """Return the ids of names, as they are written and folded; of equal ones the first.
+
+    A name as it is written counts more: ImageNet has a cardigan and a Cardigan.
+
+    >>> numbers(["cardigan", "Cardigan", "Pug"])["Cardigan"]
+    1
+    """
+    listed = list(reversed(list(enumerate(classes))))
+    return {name.casefold(): i for i, name in listed} | {name: i for i, name in listed}
 
 
 def class_name(label: int, classes: Sequence[str]) -> str:
@@ -45,9 +57,10 @@ def _class_id(label: Label, known: dict[str, int], classes: Sequence[str], count
         if -1 <= number < count:
             return number
         raise UserError(f"unknown class {number}: ids are 0..{count - 1}, or -1 for none")
-    name = str(label).casefold()
-    if name in known:
-        return known[name]
+    name = str(label)
+    for each in (name, name.casefold()):
+        if each in known:
+            return known[each]
     close = get_close_matches(name, known, n=1)
     if close:
         raise UserError(f"unknown class {label!r}: did you mean {classes[known[close[0]]]!r}?")

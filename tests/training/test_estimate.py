@@ -88,13 +88,13 @@ def test_weights_are_shared_out_by_fsdp_alone() -> None:
     size = sum(p.nbytes for p in task.module.parameters())
     frozen = sum(t.nbytes for t in task.tokenizer.state_dict().values())
     one = estimate(task, settings(), *batch())
-    assert (one.weights, one.gradients, one.optimiser) == (size + frozen, size, 2 * size)
+    assert (one.weights, one.gradients, one.optimizer) == (size + frozen, size, 2 * size)
     assert one.average == size
     ddp = estimate(task, settings(), *batch(), processes=2)
-    assert (ddp.weights, ddp.gradients, ddp.optimiser) == (size + frozen, 2 * size, 2 * size)
+    assert (ddp.weights, ddp.gradients, ddp.optimizer) == (size + frozen, size, 2 * size)
     fsdp = estimate(task, settings(parallel="fsdp"), *batch(), processes=2)
     assert fsdp.weights == pytest.approx(frozen + size / 2, abs=2)
-    assert fsdp.optimiser == size and fsdp.activations == ddp.activations
+    assert fsdp.optimizer == size and fsdp.activations == ddp.activations
 
 
 def test_half_precision_keeps_less() -> None:
@@ -125,6 +125,6 @@ def test_nothing_is_left_behind() -> None:
 def test_it_reads_as_one_line() -> None:
     text = str(Estimate(3 << 20, 2 << 20, 4 << 20, 2 << 20, 9 << 19))
     assert text == (
-        "about 15.5 MiB per process (weights 3.0, gradients 2.0, optimiser 4.0, average 2.0, "
+        "about 15.5 MiB per process (weights 3.0, gradients 2.0, optimizer 4.0, average 2.0, "
         "activations 4.5)"
     )

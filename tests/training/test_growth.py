@@ -75,11 +75,12 @@ def test_each_new_scale_learns_of_the_old_one_of_its_size() -> None:
 
 
 def test_classes_are_known_by_name_and_else_by_number() -> None:
-    known = ["Cat", "Dog", "Dog"]
-    assert growth.matched(known, known, 3) == [0, 1, 2]
-    assert growth.matched(["dog", "bird", "cat"], known, 3) == [1, None, 0]
-    assert growth.matched(["n01", "n02", "n03"], known, 3) == [0, 1, 2]
-    assert growth.matched(["n01", "n02"], known, 3) == [None, None]
+    known = ["Cat", "Dog", "Dog", "cat"]
+    assert growth.matched(known, known) == [0, 1, 2, 3]
+    assert growth.matched(["dog", "bird", "Cat", "cat"], known) == [1, None, 0, 3]
+    assert growth.matched(["n01", "n02"], known, by_number=True) == [0, 1]
+    assert growth.matched(["n01", "Dog"], known, by_number=True) == [None, 1]
+    assert growth.matched(["n01", "n02"], known) == [None, None]
 
 
 @pytest.mark.parametrize("null", [True, False])

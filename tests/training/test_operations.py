@@ -91,7 +91,7 @@ def test_a_disk_that_is_full_for_the_records_ends_the_run_in_one_line(
 ) -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr(Records, "_record", failing(full, after=4))
-    with pytest.raises(UserError, match=r"cannot write to .* at step 5 .*step-00000003"):
+    with pytest.raises(UserError, match=r"cannot write to .* at step 5; .*step-00000003.*No space"):
         run(tmp_path)
 
 
@@ -212,6 +212,19 @@ def test_images_that_are_no_images_are_reported(tmp_path: Path) -> None:
     assert header == "path,reason"
     assert len(rows) == 1
     assert "train/1/11.png" in rows[0]
+
+
+def test_runs_of_a_sweep_follow_each_other_in_one_process(base: Path, tmp_path: Path) -> None:
+    run(tmp_path / "a", "trainer.precision=bf16", "trainer.steps=1")
+    assert alike(run(tmp_path / "b"), weights(base))
+
+
+@pytest.mark.parametrize(
+    "word", ["trainer.seed=-1", "trainer.rate_kind=lin1", "trainer.ema=2.0", "trainer.parallel=no"]
+)
+def test_settings_that_make_no_sense_are_named(tmp_path: Path, word: str) -> None:
+    with pytest.raises(UserError, match=word.partition("=")[0]):
+        run(tmp_path, word)
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

@@ -7,14 +7,14 @@ A proxy answers the contract of its piece (`Tokenizer`, `Canvas`, `Decoding`, `B
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from var.cache.base import Cache, CacheKind, nbytes
 from var.condition import Condition
@@ -165,7 +165,12 @@ class WatchedBackbone:
 
     def __init__(self, model: Backbone, watch: Stopwatch) -> None:
         self._inner, self._watch = model, watch
-        self.head, self.blocks = WatchedHead(model.head, watch), model.blocks
+        self.head = WatchedHead(model.head, watch)
+
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        """The blocks of the model."""
+        return self._inner.blocks
 
     def __call__(
         self, x: Tensor, span: Span, condition: Condition, cache: Cache | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from statistics import median
 from time import perf_counter
@@ -164,10 +165,7 @@ def _rows(
         )
     for compiled, recomputed in product(values["compile"], (False, True)):
         words = ["checkpointing" if recomputed else "plain", *(["compiled"] if compiled else [])]
-
-        def make(recomputed: bool = recomputed, compiled: bool = compiled) -> nn.Module:
-            return new(recomputed=recomputed, compiled=compiled)
-
+        make = partial(new, recomputed=recomputed, compiled=compiled)
         yield Step(label.format(" ".join(words)), batch, make, own, dtype)
 
 

@@ -102,11 +102,18 @@ def _as_is(read: _Read) -> _Read:
     return read
 
 
-def loader(data: ImageData, batches: Iterable[list[int]]) -> Iterator[Batch]:
-    """Yield the `Batch`es of `data` with these numbers, in pinned memory where there is a GPU.
+def loader(
+    data: ImageData, batches: Iterable[list[int]], *, pin: bool | None = None
+) -> Iterator[Batch]:
+    """Yield the `Batch`es of `data` with these numbers, in pinned memory if so wished.
 
     They are read ahead by as many processes as `data.workers` says; what these find to be unusable
     is in `data.unusable` when the batch is.
+
+    Args:
+        data: the images.
+        batches: their numbers.
+        pin: pin memory; None: where there is a GPU.
 
     Raises:
         UserError: one cannot be read.
@@ -116,9 +123,9 @@ def loader(data: ImageData, batches: Iterable[list[int]]) -> Iterator[Batch]:
         batch_sampler=batches,  # pyright: ignore[reportArgumentType]
         num_workers=data.workers,
         collate_fn=_as_is,  # pyright: ignore[reportArgumentType]
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=torch.cuda.is_available() if pin is None else pin,
         worker_init_fn=_undisturbed,
-        # Of its own: opening a loader must not move the random state that a resumed run restored.
+        # Of its own: opening a loader must not move the default stream.
         generator=torch.Generator(),
     )
     for batch, unusable in loaded:

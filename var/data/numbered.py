@@ -24,7 +24,6 @@ class Numbered(Images):
         self.data, self.ids, self.classes = data, list(ids), list(classes)
         self.name, self.size = data.name, data.size
         self.workers, self.codes, self.unusable = data.workers, data.codes, data.unusable
-        self.unusable = data.unusable
 
     def __len__(self) -> int:
         return len(self.data)

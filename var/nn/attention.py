@@ -8,6 +8,7 @@ Letters: R rows, N heads, L positions of the span, S positions attended to, d ch
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +21,9 @@ from torch.autograd.function import once_differentiable
 from var.nn.linear import Linear
 from var.nn.recompute import kept_by_hand
 from var.schedule import Span
+
+# The kernel of a CPU takes its time over queries that are fewer.
+_LEAST = {"cpu": 192}
 
 
 class CosineScale(nn.Module):
@@ -114,7 +118,8 @@ def attend(
 ) -> Tensor:
     """Return what the positions of a span make of what they see, (R, L, N d).
 
-    A group sees everything up to its own end; nothing is masked, groups are attended to as groups.
+    A group sees everything up to its own end. Groups are attended to one by one, without a mask; on
+    a CPU small ones together, under a mask of their own.
 
     Args:
         q: (R, N, L, d), scaled.
@@ -124,17 +129,35 @@ def attend(
         drop: probability of dropping an attention weight.
     """
     seen: list[Tensor] = []  # not list[Tensor](): a compiler would stop there
-    # From the end on, each group of what is left: gradients of what many see add up on few copies.
-    for query in reversed(q.split(span.sizes, dim=2)):
-        own_start = keys.shape[2] - query.shape[2]
-        here = slice(own_start if own else 0, None)
+    pieces = _pieces(span, 1 if own else _LEAST.get(q.device.type, 1))
+    queries = q.split([len(piece) for piece in pieces], dim=2)
+    # From the end on, each of what is left: gradients of what many see add up on few copies.
+    for piece, query in zip(reversed(pieces), reversed(queries), strict=True):
+        start = keys.shape[2] - len(piece)
+        here = slice(start if own else 0, None)
         part = F.scaled_dot_product_attention(
-            query, keys[:, :, here], values[:, :, here], dropout_p=drop, scale=1.0
+            query,
+            keys[:, :, here],
+            values[:, :, here],
+            piece.mask(start, device=q.device) if len(piece.sizes) > 1 else None,
+            dropout_p=drop,
+            scale=1.0,
         )
-        seen.append(part)
-        keys, values = keys[:, :, :own_start], values[:, :, :own_start]
-    out = seen[0] if len(seen) == 1 else torch.cat(seen[::-1], dim=2)
-    return rearrange(out, "R N L d -> R L (N d)")
+        seen.append(rearrange(part, "R N L d -> R L (N d)"))
+        keys, values = keys[:, :, :start], values[:, :, :start]
+    return seen[0] if len(seen) == 1 else torch.cat(seen[::-1], dim=1)
+
+
+@lru_cache(maxsize=64)
+def _pieces(span: Span, least: int) -> tuple[Span, ...]:
+    """Return a span in pieces of groups, all but the first of so many positions at least."""
+    pieces, stop = [], span.stop
+    for start in range(span.stop - 1, span.start - 1, -1):
+        piece = span.schedule[start:stop]
+        if len(piece) >= least or start == span.start:
+            pieces.insert(0, piece)
+            stop = start
+    return tuple(pieces)
 
 
 class Attention(nn.Module):

@@ -12,11 +12,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-# Bytes of a chunk's logits. CPUs are fastest at what their caches hold; GPUs at what is large
-# enough to launch kernels for.
-_CHUNK = {"cpu": 1 << 24, "cuda": 1 << 27}
+from var.nn.recompute import late
 
 
 def cross_entropy(
@@ -45,7 +42,5 @@ def cross_entropy(
         z = z.to(torch.promote_types(z.dtype, torch.float32))
         return F.cross_entropy(z, ids, reduction="none", label_smoothing=label_smoothing)
 
-    size = max(1, (chunk or _CHUNK.get(h.device.type, 1 << 24)) // (4 * vocabulary))
-    pieces = zip(h.flatten(0, -2).split(size), ids.flatten().split(size), strict=True)
-    each = [checkpoint(loss, *piece, use_reentrant=False) for piece in pieces]
-    return torch.cat(each).view(ids.shape)
+    each = late(loss, h.flatten(0, -2), ids.flatten(), width=vocabulary, most=chunk)
+    return each.view(ids.shape)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from var.nn.linear import Linear
+from var.nn.recompute import kept_by_hand, late
 
 
 class GatedMlp(nn.Module):
@@ -28,7 +29,14 @@ class GatedMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (R, L, D) to (R, L, D)."""
-        return self.drop(self.fall(self.act(self.gate(x)) * self.rise(x)))
+        gate, rise = self.gate(x), self.rise(x)
+        if kept_by_hand():  # what they make together is as large as each of them
+            both = (gate.flatten(0, -2), rise.flatten(0, -2))
+            return self.drop(late(self._fallen, *both, width=gate.shape[-1]).view(x.shape))
+        return self.drop(self._fallen(gate, rise))
+
+    def _fallen(self, gate: Tensor, rise: Tensor) -> Tensor:
+        return self.fall(self.act(gate) * rise)
 
 
 def gated_hidden(width: int, ratio: float) -> int:

@@ -26,8 +26,10 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (R, L, D) to (R, L, D)."""
-        if kept_by_hand():  # but for what the GELU makes, which is as large as what it is made of
-            return self.drop(late(self._fallen, self.rise(x)))
+        if kept_by_hand():  # what the GELU makes is as large as what it is made of
+            h = self.rise(x)
+            fallen = late(self._fallen, h.flatten(0, -2), width=h.shape[-1])
+            return self.drop(fallen.view(x.shape))
         return self.drop(self.fall(self.rise.product(x, self.rise.bias, gelu=True)))
 
     def _fallen(self, h: Tensor) -> Tensor:

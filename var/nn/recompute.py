@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+# CPUs are fastest at pieces that their caches hold; GPUs at those that are worth a launch.
+_PIECE = {"cpu": 1 << 24, "cuda": 1 << 27}
+
 
 def recompute(blocks: Iterable[nn.Module]) -> None:
     """Let modules keep nothing but their inputs while they are trained.
@@ -33,12 +36,27 @@ def kept_by_hand() -> bool:
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-def late(function: Callable[..., Tensor], *args: Tensor) -> Tensor:
-    """Return `function(*args)`, of which no more is kept for gradients than the arguments.
+def late(
+    function: Callable[..., Tensor], *rows: Tensor, width: int, most: int | None = None
+) -> Tensor:
+    """Return `function(*rows)`, of which no more is kept for gradients than the arguments.
 
-    What its last product needs is computed again, but not that product.
+    What the gradients need is computed again, up to the function's last product, piece by piece.
+
+    Args:
+        function: maps tensors (n, ...) to one of as many rows, each on its own.
+        rows: its arguments.
+        width: how many numbers it makes of a row on the way.
+        most: bytes of a piece in float32; None: what suits the device.
     """
-    return checkpoint(function, *args, use_reentrant=False)
+    size = max(1, (most or _PIECE.get(rows[0].device.type, 1 << 24)) // (4 * width))
+    pieces = zip(*(each.split(size) for each in rows), strict=True)
+    return torch.cat(
+        [
+            checkpoint(function, *piece, use_reentrant=False, preserve_rng_state=False)
+            for piece in pieces
+        ]
+    )
 
 
 def _forward(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -10,21 +10,20 @@ import numpy as np
 import torch
 
 from var.random import Rng
+from var.training.settings import Settings
 
 
 class Chance:
     """What a process draws.
 
     Args:
-        seed: of the run.
-        batch_size: images per step.
-        micro_batch: images per micro-batch, over all processes.
+        settings: of the run: its seed and batches.
         process: number of this process.
     """
 
-    def __init__(self, seed: int, *, batch_size: int, micro_batch: int, process: int) -> None:
-        self.seed, self.batch_size, self.micro_batch = seed, batch_size, micro_batch
-        self.process = process
+    def __init__(self, settings: Settings, process: int) -> None:
+        self.seed, self.batch_size = settings.seed, settings.batch_size
+        self.micro_batch, self.process = settings.micro_batch, process
 
     def common(self, step: int) -> torch.Generator:
         """Return a stream for a step, the same on all processes."""

@@ -68,7 +68,9 @@ class Checkpoints:
         return str(next(reversed(self.all()), "none"))
 
     def save(self, snapshot: Snapshot) -> Path:
-        """Write a snapshot, and drop what is older than the last few.
+        """Write a snapshot; drop what is older than the last few, and what is newer.
+
+        Newer ones are of a way that the run went before it went back.
 
         Raises:
             UserError: it cannot be written, as on a full disk; what there was is still there.
@@ -77,7 +79,7 @@ class Checkpoints:
         partial = self.folder / f".{final.name}"
         try:
             for stale in self.folder.glob(f".{_PREFIX}*"):
-                shutil.rmtree(stale)
+                shutil.rmtree(stale, ignore_errors=True)
             partial.mkdir(parents=True)
             _write(partial, snapshot)
             flush(partial)
@@ -90,6 +92,7 @@ class Checkpoints:
                 f"cannot write the checkpoint {final}: {_line(error)}; last good checkpoint: "
                 f"{self.last}. Make room, then go on by the same command"
             ) from error
+        self._drop([other for other in self.all() if other.name > final.name])
         self._drop(self.all()[: -self.keep])
         return final
 
@@ -115,14 +118,10 @@ class Checkpoints:
                 "Start a new run with another name=…, or restore the old configuration"
             ) from error
 
-    def forget_after(self, path: Path) -> None:
-        """Drop the checkpoints that are newer than one: the run takes another way from there."""
-        self._drop([other for other in self.all() if other.name > path.name])
-
     def _drop(self, folders: list[Path]) -> None:
         for folder in folders:
             hidden = folder.rename(folder.with_name(f".{folder.name}.old"))
-            shutil.rmtree(hidden)
+            shutil.rmtree(hidden, ignore_errors=True)  # what is left goes with the next one
 
 
 def check(path: Path, model: Mapping[str, Tensor]) -> None:

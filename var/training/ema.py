@@ -47,14 +47,17 @@ class Ema:
         self.updates += 1
 
     @contextmanager
-    def shown(self, here: bool = True) -> Iterator[nn.Module]:
+    def shown(self, here: bool = True, device: torch.device | None = None) -> Iterator[nn.Module]:
         """Lend a whole module with the averaged weights; all processes have to ask for it.
 
         Args:
             here: this process will look at it; to the others an empty one is lent.
+            device: where to put weights that are shared out; None: where they are.
         """
         if here:
-            self.twin.load_state_dict(gathered(self.average), strict=False, assign=True)
+            self.twin.load_state_dict(
+                gathered(self.average, device=device), strict=False, assign=True
+            )
         else:
             gathered(self.average, keep=False)
         try:

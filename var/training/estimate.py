@@ -31,14 +31,14 @@ class Estimate:
 
     Attributes:
         weights: of all that is trained or asked, as this process holds it.
-        gradients, optimiser, average: of what is trained.
+        gradients, optimizer, average: of what is trained.
         activations: kept for the gradients of a micro-batch.
         saving: how much less that is with checkpointing; 0: it is on, or cannot be.
     """
 
     weights: int
     gradients: int
-    optimiser: int
+    optimizer: int
     average: int
     activations: int
     saving: int = 0
@@ -46,17 +46,17 @@ class Estimate:
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.gradients + self.optimiser + self.average + self.activations
+        return self.weights + self.gradients + self.optimizer + self.average + self.activations
 
     def __str__(self) -> str:
         """Return it in one line.
 
         >>> print(Estimate(2 << 30, 1 << 30, 2 << 30, 1 << 30, 3 << 29, saving=1 << 30))
-        about 7.5 GiB per process (weights 2.0, gradients 1.0, optimiser 2.0, average 1.0, \
+        about 7.5 GiB per process (weights 2.0, gradients 1.0, optimizer 2.0, average 1.0, \
 activations 1.5); trainer.checkpointing=true would save about 1.0 GiB
         """
         shift, unit = (30, "GiB") if self.total >= 1 << 30 else (20, "MiB")
-        names = ("weights", "gradients", "optimiser", "average", "activations")
+        names = ("weights", "gradients", "optimizer", "average", "activations")
         parts = ", ".join(f"{name} {getattr(self, name) / (1 << shift):.1f}" for name in names)
         text = f"about {self.total / (1 << shift):.1f} {unit} per process ({parts})"
         if not self.saving:
@@ -90,7 +90,6 @@ def estimate(
     own = sum(map(_bytes, task.module.parameters()))
     whole = sum(_storages(t for part in parts for t in _tensors(part)).values())
     shares = processes if settings.parallel == "fsdp" else 1
-    buckets = 2 if processes > shares else 1  # of DDP, beside the gradients
     image, label = (part if len(part) > 1 else torch.cat([part] * 2) for part in (image, label))
     measured = partial(_measured, task, parts, image, label, autocast)
     (plain, less), (twice, twice_less) = measured(1), measured(2)
@@ -98,8 +97,8 @@ def estimate(
     kept, rest = plain + more * (twice - plain), less + more * (twice_less - less)
     return Estimate(
         weights=whole - own + own // shares,
-        gradients=buckets * trained // shares,
-        optimiser=2 * trained // shares,
+        gradients=trained // shares,
+        optimizer=2 * trained // shares,
         average=own // shares,
         activations=rest if settings.checkpointing else kept,
         saving=0 if settings.checkpointing else kept - rest,

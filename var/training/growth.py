@@ -15,29 +15,32 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from var.labels import numbers
 from var.nn.classes import Classes
 from var.schedule import Grid, Schedule
 
 
-def matched(names: Sequence[str], known: Sequence[str], count: int) -> list[int | None]:
+def matched(
+    names: Sequence[str], known: Sequence[str], *, by_number: bool = False
+) -> list[int | None]:
     """Return which class of a run each class is; None: none of them.
 
-    It is the one of the same name, in any case. Where no name is known, and there are as many
-    classes, it is the one of the same number: folders often go by numbers of their own.
+    It is the one of the same name, or else of the same name in another case.
 
     Args:
         names: of the classes.
         known: those of the run; empty if its classes have no names.
-        count: number of the run's classes.
+        by_number: where no name is known it is the one of the same number: folders often go by
+            numbers of their own.
 
-    >>> matched(["Dog", "bird"], ["cat", "dog"], 2)
+    >>> matched(["Dog", "bird"], ["cat", "dog"])
     [1, None]
     """
-    by_name = {name.casefold(): i for i, name in reversed(list(enumerate(known)))}
-    found = [by_name.get(name.casefold()) for name in names]
-    if list(names) == list(known) or (len(names) == count and set(found) == {None}):
-        return list(range(count))  # names may occur twice
-    return found
+    if list(names) == list(known):
+        return list(range(len(names)))  # names may occur twice
+    ids = numbers(known)
+    found = [ids.get(name, ids.get(name.casefold())) for name in names]
+    return list(range(len(names))) if by_number and set(found) == {None} else found
 
 
 def grown(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -30,10 +29,13 @@ log = logging.getLogger(__name__)
 
 # (steps to skip, (which process, of how many)) -> endless micro-batches of images and labels
 OpenData = Callable[[int, tuple[int, int]], Iterator[tuple[Tensor, Tensor]]]
+First = Callable[[int], tuple[Tensor, Tensor]]
 # What is asked, by all processes, of the averaged weights: figures by name.
 Evaluate = Callable[[torch.nn.Module], dict[str, float]]
 # Images that tell well enough where latents lie before training begins.
 _FEW = 256
+# Steps in a row without a scale that suits: then it is not the scale.
+_SCALING = 50
 # Settings on which it depends what a run makes of its data.
 _BINDING = ("batch_size", "seed", "steps", "rate")
 
@@ -44,6 +46,7 @@ class Trainer:
     Args:
         task: what to train.
         data: opens the training batches.
+        first: returns so many of the first images and labels, or fewer if a batch is smaller.
         folder: of the run; holds `checkpoints/`, `samples/`, `metrics.jsonl` and TensorBoard's
             events.
         settings: how to train.
@@ -58,6 +61,7 @@ class Trainer:
         *,
         task: Task,
         data: OpenData,
+        first: First,
         folder: Path,
         settings: Settings,
         export: Callable[[torch.nn.Module], None],
@@ -65,18 +69,14 @@ class Trainer:
         aside: Callable[[], None] = lambda: None,
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        self.task, self.data, self.folder, self.settings = task, data, folder, settings
+        self.task, self.data, self.first = task, data, first
+        self.folder, self.settings = folder, settings
         self.export, self.evaluate, self.aside, self.step = export, evaluate, aside, 0
         self.accelerator = parallel.accelerator(settings, folder)
         self.records = Records(self.accelerator, folder, settings, config or {})
         self.checkpoints = Checkpoints(folder / "checkpoints", settings.keep)
         self.agreement = parallel.Agreement()
-        self.chance = Chance(
-            settings.seed,
-            batch_size=settings.batch_size,
-            micro_batch=settings.micro_batch,
-            process=self.accelerator.process_index,
-        )
+        self.chance = Chance(settings, self.accelerator.process_index)
         # First step whose loss was not finite, noted by the device.
         self.broken = torch.full((), torch.inf, device=self.accelerator.device)
         self.untaken = 0  # steps in a row
@@ -93,28 +93,25 @@ class Trainer:
             self._set_up(resume)
             shard = (self.accelerator.process_index, self.accelerator.num_processes)
             batches = self.data(self.step, shard)
-            self.records.start(self.step)
-            while self.step < self.settings.steps:
-                losses = self._step(batches)
-                self.records.step()
-                asked = self.agreement(requests.number)
-                try:
+            self._alone(lambda: self.records.start(self.step))
+            try:
+                while self.step < self.settings.steps:
+                    losses = self._step(batches)
+                    self.records.step()
+                    asked = self.agreement(requests.number)
+                    asked = asked if self.step < self.settings.steps else 0
                     self._keep_records(losses, early=asked > 0)
-                except OSError as error:
-                    raise UserError(
-                        f"cannot write to {self.folder} at step {self.step} ({error}); last good "
-                        f"checkpoint: {self.checkpoints.last}. Make room, then go on by the same "
-                        "command"
-                    ) from error
-                if asked and self.step < self.settings.steps:
-                    log.info("stopped at step %d: the same command goes on from there", self.step)
-                    raise Stopped(asked)
-            self.records.close()
+                    if asked:
+                        log.info("stopped at step %d: the same command goes on", self.step)
+                        raise Stopped(asked)
+            finally:
+                self.records.close()
 
     def _set_up(self, resume: Path | None) -> None:
         accelerator, settings, task = self.accelerator, self.settings, self.task
         task.to(accelerator.device)
         task.module.train()
+        resume = parallel.chosen(resume)
         self._look(new=resume is None)
         self.ema = Ema(task.module, settings.ema)
         if settings.attention == "flex":
@@ -145,9 +142,9 @@ class Trainer:
     def _look(self, new: bool) -> None:
         """Let a new run's task see the first micro-batch, and tell how much memory it will take."""
         accelerator, task, seed = self.accelerator, self.task, self.settings.seed
-        image, label = (x.to(accelerator.device) for x in next(self.data(0, (0, 1))))
+        image, label = (x.to(accelerator.device) for x in self.first(_FEW if new else 2))
         if new:
-            task.start(image[:_FEW], torch.Generator().manual_seed(seed))
+            task.start(image, torch.Generator().manual_seed(seed))
         places = {"processes": accelerator.num_processes, "autocast": accelerator.autocast}
         needed = estimate(task, self.settings, image, label, **places)
         if accelerator.is_main_process:
@@ -171,10 +168,7 @@ class Trainer:
             before, now = snapshot.settings[name], getattr(self.settings, name)
             if before != now:
                 log.warning("trainer.%s is %s, was %s: from here on another run", name, now, before)
-        with self.ema.shown(here=self.accelerator.is_main_process) as module:
-            if self.accelerator.is_main_process:
-                self.checkpoints.forget_after(path)
-                self.export(module)  # the run may have died before it could
+        self._export(lambda: None)  # the run may have died before it could
 
     def _step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         accelerator, settings = self.accelerator, self.settings
@@ -204,19 +198,25 @@ class Trainer:
         """Take the step, and return the length of its gradient."""
         parameters, clip = self.module.parameters(), self.settings.clip
         norm = parallel.whole(torch.as_tensor(self.accelerator.clip_grad_norm_(parameters, clip)))
-        # Loss scaling meets infinite gradients by itself, and must see all of them.
         if self.accelerator.scaler is None:
             self._note(norm)
             if self.settings.tolerate and not bool(norm.isfinite()):
-                self.untaken += 1
-                if self.untaken > self.settings.tolerate:
-                    self._check()
-                log.warning("step %d is not taken: its gradient is not finite", self.step + 1)
-                self.broken.fill_(torch.inf)
+                self._leave_out(self.settings.tolerate)
                 return norm
-        self.untaken = 0
         self.optimizer.step()
+        if self.optimizer.step_was_skipped:  # by loss scaling, which finds its scale so
+            self._leave_out(max(_SCALING, self.settings.tolerate))
+        else:
+            self.untaken = 0
         return norm
+
+    def _leave_out(self, most: int) -> None:
+        self.untaken += 1
+        if self.untaken > most:
+            self.broken.clamp_(max=self.step + 1)
+            self._check()
+        log.warning("step %d is not taken: its gradient is not finite", self.step + 1)
+        self.broken.fill_(torch.inf)
 
     def _note(self, number: Tensor) -> None:
         step = self.broken.clamp(max=self.step + 1)
@@ -248,13 +248,15 @@ class Trainer:
             means = cast(dict[str, Tensor], self.accelerator.reduce(losses, reduction="mean"))
             values = {f"train/{name}": float(value) for name, value in means.items()}
             rate = self.optimizer.param_groups[0]["lr"]
-            self.records.figures(self.step, {**values, **self.task.report(), "rate": rate})
+            values |= {**self.task.report(), "rate": rate}
+            self._alone(lambda: self.records.figures(self.step, values))
         if due(settings.checkpoint_every):
             self._check()
             self._save()
         if due(settings.evaluate_every) and self.evaluate and not early:
             with self.ema.shown() as module:
-                self.records.judged(self.step, self.evaluate(module))
+                figures = self.evaluate(module)
+            self._alone(lambda: self.records.judged(self.step, figures))
         if due(settings.preview_every) and not early:
             self._preview()
 
@@ -276,25 +278,22 @@ class Trainer:
             extra={"updates": self.ema.updates, "task": self.task.state_dict(), "scaler": scaler},
             settings={name: getattr(self.settings, name) for name in _BINDING},
         )
-        with self.ema.shown(here=main) as module:
-            self._alone(lambda: (self.checkpoints.save(snapshot), self.export(module)))
+        self._export(lambda: self.checkpoints.save(snapshot))
         self.aside()
 
+    def _export(self, before: Callable[[], object]) -> None:
+        main = self.accelerator.is_main_process
+        with self.ema.shown(here=main, device=torch.device("cpu")) as module:
+            self._alone(lambda: (before(), self.export(module)))
+
     def _alone(self, act: Callable[[], object]) -> None:
-        """Act on the main process; all meet its fate."""
-        failure: list[UserError | None] = [None]
-        if self.accelerator.is_main_process:
-            try:
-                act()
-            except UserError as error:
-                failure = [error]
-        if self.accelerator.num_processes > 1:
-            broadcast_object_list(failure)
-        if failure[0] is not None:
-            raise failure[0]
+        last = f"last good checkpoint: {self.checkpoints.last}. Make room, then go on by the same"
+        parallel.alone(act, f"cannot write to {self.folder} at step {self.step}; {last} command")
 
     def _preview(self) -> None:
+        def draw() -> None:
+            images = self.task.preview(module).float().cpu()
+            self.records.pictures(self.step, make_grid(images, nrow=10))
+
         with self.ema.shown(here=self.accelerator.is_main_process) as module:
-            if self.accelerator.is_main_process:
-                images = self.task.preview(module).float().cpu()
-                self.records.pictures(self.step, make_grid(images, nrow=10))
+            self._alone(draw)

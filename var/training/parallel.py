@@ -6,16 +6,22 @@ is always whole, so that a run goes on with any number of processes, sharded or 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import (
+    AutocastKwargs,
     DistributedDataParallelKwargs,
     GradScalerKwargs,
+    InitProcessGroupKwargs,
     ProjectConfiguration,
+    broadcast_object_list,
     gather,
 )
 from torch import Tensor, nn
@@ -23,11 +29,17 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from var.errors import UserError
 from var.training.settings import Settings
+
+T = TypeVar("T")
 
 
 def accelerator(settings: Settings, folder: Path) -> Accelerator:
     """Return what knows the devices and processes that a run in a folder goes on with."""
+    # The last run of this process, in a sweep, may have had another precision.
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
     precision = {"fp32": "no"}.get(settings.precision, settings.precision)
     return Accelerator(
         cpu=settings.cpu,
@@ -36,7 +48,13 @@ def accelerator(settings: Settings, folder: Path) -> Accelerator:
         log_with=list(settings.trackers),
         # Phis that a ladder leaves out get no gradient.
         kwargs_handlers=[
-            DistributedDataParallelKwargs(find_unused_parameters=True),
+            DistributedDataParallelKwargs(
+                find_unused_parameters=True, gradient_as_bucket_view=True
+            ),
+            # While one process writes a large checkpoint or draws a preview, the others wait.
+            InitProcessGroupKwargs(timeout=timedelta(hours=3)),
+            # What is cast for a block that was gathered shall go with it.
+            AutocastKwargs(cache_enabled=settings.parallel != "fsdp"),
             GradScalerKwargs(init_scale=2.0**11, growth_interval=1000),  # VAR, section 5
         ],
         project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / "tensorboard")),
@@ -95,6 +113,41 @@ def spread(value: Tensor, like: Tensor) -> Tensor:
 def largest(number: Tensor) -> float:
     """Return the largest of the numbers, scalars, that the processes hold on their devices."""
     return float(gather(number.reshape(1)).max())
+
+
+def alone(act: Callable[[], object], failing: str = "") -> None:
+    """Act on the main process; all processes have to come, and meet its fate.
+
+    Args:
+        act: what is done.
+        failing: what to say ahead of the reason, should a disk be full or not there.
+
+    Raises:
+        UserError: the input or a disk is at fault, as on the main process.
+        RuntimeError: on the others, for whatever else it met with.
+    """
+    state, failure, told = PartialState(), None, [("", "")]
+    if state.is_main_process:
+        try:
+            act()
+        except Exception as error:
+            failure = UserError(f"{failing} ({error})") if isinstance(error, OSError) else error
+            told = [(type(failure).__name__, str(failure))]
+    if state.num_processes > 1:
+        broadcast_object_list(told)
+    if failure is not None:
+        raise failure
+    kind, reason = told[0]
+    if kind:
+        raise UserError(reason) if kind == "UserError" else RuntimeError(f"{kind}: {reason}")
+
+
+def chosen(choice: T) -> T:
+    """Return what the main process has chosen; all processes have to ask."""
+    choices = [choice]
+    if PartialState().num_processes > 1:
+        broadcast_object_list(choices)
+    return choices[0]
 
 
 class Agreement:

@@ -24,7 +24,7 @@ METRICS = "metrics.jsonl"
 
 
 class Records:
-    """The records of a run, kept by its main process; in the others nothing happens.
+    """The records of a run, kept by its main process alone.
 
     Figures go to `metrics.jsonl`, one JSON object per line with `step`, `images` (seen so far),
     `seconds` (of training, over all parts of the run) and the figures themselves, and to the
@@ -41,23 +41,27 @@ class Records:
         self, accelerator: Accelerator, folder: Path, settings: Settings, config: Mapping[str, Any]
     ) -> None:
         self.accelerator, self.folder, self.settings = accelerator, folder, settings
+        self.bar = tqdm(disable=True)
         self.config = {k: v for k, v in config.items() if isinstance(v, int | float | str | bool)}
 
     def start(self, step: int) -> None:
-        """Begin, or go on after so many steps: what was recorded later is forgotten."""
+        """Begin, or go on after so many steps: what was recorded later is forgotten.
+
+        Only the main process begins; the others may count steps all the same.
+        """
         path = self.folder / METRICS
         lines = path.read_text().splitlines() if step and path.is_file() else []
         # The last line may be torn: the run may have been killed while it was written.
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
         before = json.loads(kept[-1])["seconds"] if kept else 0.0
-        if self.accelerator.is_main_process:
-            write(path, "".join(f"{line}\n" for line in kept))
-        self.accelerator.init_trackers(self.folder.name, self.config, {"wandb": self._wandb(step)})
+        write(path, "".join(f"{line}\n" for line in kept))
+        told = {"wandb": self._wandb(step), "tensorboard": {"purge_step": step + 1}}
+        self.accelerator.init_trackers(self.folder.name, self.config, told)
         self.begun = time.perf_counter() - before
         self.last = step, time.perf_counter()
-        quiet = None if self.accelerator.is_main_process else True  # None: unless on a terminal
         total = self.settings.steps
-        self.bar = tqdm(total=total, initial=step, unit="step", disable=quiet, desc="training")
+        # disable=None: unless on a terminal
+        self.bar = tqdm(total=total, initial=step, unit="step", disable=None, desc="training")
 
     def step(self) -> None:
         """Count a step."""
@@ -72,7 +76,7 @@ class Records:
         self._record(step, {**values, "images_per_second": round(pace, 3)})
         loss = f"{values['train/total']:.4g}"
         self.bar.set_postfix(loss=loss, images_per_s=f"{pace:.3g}")
-        if self.bar.disable and self.accelerator.is_main_process:
+        if self.bar.disable:
             left = tqdm.format_interval((total - step) * size / max(pace, 1e-9))
             log.info(
                 "step %d of %d: loss %s, %.3g images/s, %s left", step, total, loss, pace, left
@@ -82,9 +86,8 @@ class Records:
         """Record figures of an evaluation after a step; it does not count as training."""
         self._record(step, values)
         text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        if self.accelerator.is_main_process:
-            self.bar.clear()
-            log.info("step %d: %s", step, text)
+        self.bar.clear()
+        log.info("step %d: %s", step, text)
         self.last = step, time.perf_counter()
 
     def pictures(self, step: int, grid: Tensor) -> None:
@@ -100,11 +103,13 @@ class Records:
     def close(self) -> None:
         """Finish: nothing more will come."""
         self.bar.close()
-        self.accelerator.end_training()
+        # Not `end_training`, which parts the processes: there may be another run.
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
     def _wandb(self, step: int) -> dict[str, str]:
         path = self.folder / "wandb.id"  # a run that goes on is one run there too
-        if "wandb" not in self.settings.trackers or not self.accelerator.is_main_process:
+        if "wandb" not in self.settings.trackers:
             return {}
         if not (step and path.is_file()):
             write(path, uuid.uuid4().hex[:8])
@@ -113,8 +118,7 @@ class Records:
 
     def _record(self, step: int, values: Mapping[str, float]) -> None:
         self.accelerator.log(dict(values), step=step)
-        if self.accelerator.is_main_process:
-            seconds = round(time.perf_counter() - self.begun, 3)
-            known = {"step": step, "images": step * self.settings.batch_size, "seconds": seconds}
-            with (self.folder / METRICS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**known, **values}) + "\n")
+        seconds = round(time.perf_counter() - self.begun, 3)
+        known = {"step": step, "images": step * self.settings.batch_size, "seconds": seconds}
+        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**known, **values}) + "\n")

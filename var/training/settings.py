@@ -19,8 +19,9 @@ _CHOICES = {
 _TRACKERS = {"tensorboard", "wandb"}
 _LEAST = {
     **dict.fromkeys(("steps", "batch_size", "accumulation", "log_every", "checkpoint_every"), 1),
-    **{"keep": 1, "preview_every": 0, "evaluate_every": 0, "tolerate": 0},
+    **{"keep": 1, "preview_every": 0, "evaluate_every": 0, "tolerate": 0, "seed": 0},
 }
+_RANGES = {"ema": (0.0, 1.0), "clip": (0.0, float("inf")), "rate": (0.0, float("inf"))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,19 +92,25 @@ class Settings:
             raise UserError("trainer.trackers=[wandb] needs pip install 'var-toolkit[wandb]'")
         if self.precision == "fp16" and (self.cpu or not torch.cuda.is_available()):
             raise UserError("trainer.precision=fp16 needs a GPU: use bf16 or fp32")
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise UserError(f"trainer.{name}={value}: use a whole number of at least {least}")
+        self._check_numbers()
         if self.batch_size % self.accumulation:
             raise UserError(
                 f"trainer.batch_size={self.batch_size} cannot be split into "
                 f"trainer.accumulation={self.accumulation} equal micro-batches"
             )
         try:
-            optim.published_rate(1, kind=self.rate_kind, peak=1, warmup_steps=0, total_steps=9)
-        except ValueError as error:
+            optim.published_rate(8, kind=self.rate_kind, peak=1, warmup_steps=0, total_steps=9)
+        except (ValueError, ZeroDivisionError) as error:
             raise UserError(f"trainer.rate_kind={self.rate_kind}: {error}") from error
+
+    def _check_numbers(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise UserError(f"trainer.{name}={value}: use a whole number of at least {least}")
+        for name, (least, most) in _RANGES.items():
+            if not least <= getattr(self, name) <= most:
+                raise UserError(f"trainer.{name}={getattr(self, name)}: use {least}..{most}")
 
     @property
     def micro_batch(self) -> int:

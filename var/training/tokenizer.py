@@ -67,13 +67,16 @@ class AutoencoderTask:
         self.module, self.tokenizer = module, tokenizer
         self.schedule, self.sample = schedule, sample
         for ladder in ladders:
-            check_ladder(ladder, schedule)
+            check_ladder(ladder, schedule, bound=not tokenizer.any_schedule)
         self.ladders, self.step = (schedule, *ladders), 0
         freeze(module, train)
 
     def drawn(self, image: Tensor) -> tuple[Tensor, Schedule]:
-        """Return the ladder of a step, drawn by its number, and images (B, 3, H, W) at its size."""
-        schedule = random.Random(self.step).choice(self.ladders)
+        """Return the ladder of a step, drawn by its number, and images (B, 3, H, W) at its size.
+
+        The first step is on the schedule itself: none needs more memory.
+        """
+        schedule = random.Random(self.step).choice(self.ladders) if self.step else self.schedule
         side = image.shape[-1] * schedule.grids[-1][0] // self.schedule.grids[-1][0]
         if side != image.shape[-1]:
             image = F.interpolate(image, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
@@ -98,8 +101,9 @@ class AutoencoderTask:
         return {"step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore it."""
+        """Restore it, and tell the objective."""
         self.step = state["step"]
+        self.module.objective.stepped(self.step)
 
     @torch.no_grad()
     def preview(self, module: nn.Module) -> Tensor:
@@ -118,14 +122,19 @@ class AutoencoderTask:
         return torch.cat(rows)
 
 
-def check_ladder(ladder: Schedule, schedule: Schedule) -> None:
+def check_ladder(ladder: Schedule, schedule: Schedule, *, bound: bool) -> None:
     """Check that one tokenizer can be trained on a ladder and on the schedule in turn.
+
+    Args:
+        ladder: the other ladder.
+        schedule: that of the data's own size.
+        bound: parts of the tokenizer belong to scales.
 
     Raises:
         UserError: it has another number of scales, or is for larger images, or oblong ones.
     """
     scales, wanted = (0 if each.is_raster else len(each) for each in (ladder, schedule))
-    if scales != wanted:
+    if bound and scales != wanted:
         raise UserError(
             f"task.ladders: {ladder} are not as many scales as those of schedule, {schedule}: "
             "what belongs to a scale is shared by all ladders, so give them the same length"

@@ -43,8 +43,9 @@ def tune(
     named = dict(model.named_parameters())
     chosen = [named[name] for name in matching(named, layers or (), "tuning.layers")]
     if adapters is not None:
-        patterns = adapters.pop("targets")
-        lora.adapt(model, matching(lora.maps(model), patterns, "tuning.lora.targets"), **adapters)
+        numbers = dict(adapters)
+        targets = matching(lora.maps(model), numbers.pop("targets"), "tuning.lora.targets")
+        lora.adapt(model, targets, **numbers)
     elif layers is not None:
         model.requires_grad_(False)
     for parameter in chosen:
