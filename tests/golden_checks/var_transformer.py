@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,17 +47,17 @@ def watch(
 
 def watch_attention(attention: Attention, seen: dict[str, Tensor]) -> None:
     """Note what enters the first half of an attention, and what leaves the second."""
-    split, mix = attention.split, attention.mix
+    split, project = attention.split, attention.project
 
     def noting_split(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         seen["attn_in_0"] = x
         return split(x)
 
-    def noting_mix(*args: Any) -> Tensor:
-        seen["attn_out_0"] = mix(*args)
+    def noting_project(out: Tensor) -> Tensor:
+        seen["attn_out_0"] = project(out)
         return seen["attn_out_0"]
 
-    attention.split, attention.mix = noting_split, noting_mix
+    attention.split, attention.project = noting_split, noting_project
 
 
 def plain_logits(model: VAR, h: Tensor, span: Span) -> Tensor:

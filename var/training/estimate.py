@@ -112,6 +112,7 @@ class _Tally:
     elsewhere: Storages = field(default_factory=Storages)
     given: Storages = field(default_factory=Storages)
     inside: dict[int, Storages] = field(default_factory=dict[int, Storages])
+    held: list[Tensor] = field(default_factory=list[Tensor])
     here: int | None = None
 
     def keep(self, tensor: Tensor) -> Tensor:
@@ -121,7 +122,9 @@ class _Tally:
 
     def enter(self, number: int, block: nn.Module, args: Any, kwargs: Any) -> None:
         self.here, self.inside[number] = number, {}
-        self.given |= _storages(t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        self.held += tensors  # so that their addresses stay theirs
+        self.given |= _storages(tensors)
 
     def leave(self, *_: object) -> None:
         self.here = None
