@@ -98,8 +98,6 @@ class Adversarial(nn.Module):
         UserError: no such kind.
     """
 
-    steps: Tensor
-
     def __init__(
         self,
         *,
@@ -118,8 +116,7 @@ class Adversarial(nn.Module):
         self.discriminator, self.weight, self.start, self.kind = discriminator, weight, start, kind
         self.discriminator_weight, self.wait, self.relative = discriminator_weight, wait, adaptive
         self.augment = augment or nn.Identity()
-        self.register_buffer("steps", torch.zeros(()))
-        self.active = start <= 0  # what `steps` says, known without asking the device
+        self.begun = start <= 0
 
     def forward(
         self,
@@ -134,18 +131,16 @@ class Adversarial(nn.Module):
         fooled = -functional_call(self.discriminator, fixed, (guess,)).mean()
         real = self.discriminator(self.augment(image * 2 - 1))
         fake = self.discriminator(guess.detach())
-        begun = self.steps >= self.start
-        weight = self.weight * begun
-        if self.relative and torch.is_grad_enabled() and self.active:
+        weight = self.weight * self.begun
+        if self.relative and self.begun and torch.is_grad_enabled():
             assert before is not None and last is not None
             weight = weight * pull(before, fooled, last)
         judged = self.discriminator_weight * _KINDS[self.kind](real, fake)
         return {
             "adversarial": weight * fooled,
-            "discriminator": judged * begun if self.wait else judged,
+            "discriminator": judged * self.begun if self.wait else judged,
         }
 
     def stepped(self, step: int) -> None:
         """Note that optimiser step number `step` is done."""
-        self.steps.fill_(step)
-        self.active = step >= self.start
+        self.begun = step >= self.start

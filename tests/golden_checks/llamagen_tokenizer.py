@@ -195,7 +195,7 @@ def check_total(case: Case) -> None:
     for step in [int(n.removeprefix(stem)) for n in case.outputs if n.startswith(stem)]:
         last = case.inputs["last"].clone().requires_grad_()
         made = objective(case)
-        made.terms["adversarial"].steps.fill_(step)
+        made.terms["adversarial"].stepped(step)
         reconstruction = zero_one(F.conv2d(feat, last, padding=1))
         losses = made(zero_one(real), reconstruction, last)
         case.expect(f"disc_loss_step{step}", losses.pop("discriminator"))

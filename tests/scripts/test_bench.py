@@ -161,3 +161,13 @@ def test_a_gpu_is_measured_as_well(run_folder: Path) -> None:
     bench(f"model={run_folder}", "device=cuda", "precision=[fp32,bf16]", "naive=true")
     assert all(float(row["peak MB"]) > 0 for row in figures())
     assert torch.cuda.is_available()
+
+
+def test_training_steps_are_a_mode_of_their_own(run_folder: Path, place: Path) -> None:
+    bench(f"model={run_folder}", "mode=train", "batch=[1,2]", "naive=true", "repeats=2")
+    assert {path.name for path in (place / "bench").iterdir()} == {"train.md", "train.csv"}
+    rows = figures("bench/train.csv")
+    assert [row["row"].split()[-2] for row in rows] == 2 * ["naive", "plain", "checkpointing"]
+    assert all(abs(float(row["loss difference"])) < 1e-5 for row in rows)
+    with pytest.raises(UserError, match="mode=sampling: use sample or train"):
+        bench(f"model={run_folder}", "mode=sampling")

@@ -179,7 +179,7 @@ def test_never_resuming_protects_an_existing_run(whole: Whole) -> None:
         ("trainer.keep=0", r"trainer\.keep=0"),
         ("trainer.rate_kind=step", r"trainer\.rate_kind=step"),
         ("trainer.precision=fp16", "needs a GPU"),
-        ("trainer.precision=int8", "fp32, bf16 or fp16"),
+        ("trainer.precision=int8", "fp32 or bf16 or fp16"),
         ("schedule=[1,2,3]", r"ends on a grid of \(3, 3\).*4 cells a side"),
         ("tokenizer.groups=3", "cannot be built"),
         ("resume=nowhere", "resume=nowhere is not a checkpoint"),

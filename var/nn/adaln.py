@@ -87,8 +87,8 @@ class _Modulate(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, mean, inverse, scale = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        (grad,), (x, mean, inverse, scale) = grads, ctx.saved_tensors
         needed, none = [True, False, False], None
         x_grad, _, _ = torch.ops.aten.native_layer_norm_backward(
             grad * (1 + scale), x, x.shape[-1:], mean, inverse, none, none, needed

@@ -71,8 +71,8 @@ class _UnitLength(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        y, inverse, scale = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        (grad,), (y, inverse, scale) = grads, ctx.saved_tensors
         along = (grad * y).sum(dim=-1, keepdim=True)  # what the length of x takes no notice of
         if scale is None:
             return torch.addcmul(grad, y, along, value=-1).mul_(inverse).to(ctx.dtype), None

@@ -28,7 +28,7 @@ def use_flex(backbone: nn.Module) -> None:
     Raises:
         UserError: it attends to no groups, or attention weights are to be dropped.
     """
-    parts = [part for part in backbone.modules() if hasattr(part, "attend")]
+    parts: list[Any] = [part for part in backbone.modules() if hasattr(part, "attend")]
     if not parts:
         raise UserError(
             f"flex attention is for groups of tokens, and {type(backbone).__name__} reads single "

@@ -51,12 +51,7 @@ def late(
     """
     size = max(1, (most or _PIECE.get(rows[0].device.type, 1 << 24)) // (4 * width))
     pieces = zip(*(each.split(size) for each in rows), strict=True)
-    return torch.cat(
-        [
-            checkpoint(function, *piece, use_reentrant=False, preserve_rng_state=False)
-            for piece in pieces
-        ]
-    )
+    return torch.cat([checkpoint(function, *piece, use_reentrant=False) for piece in pieces])
 
 
 def _forward(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
