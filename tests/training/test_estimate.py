@@ -48,8 +48,8 @@ def settings(**changes: Any) -> Settings:
 
 def kept(task: Any) -> int:
     """Return the bytes that a whole batch keeps for gradients; checkpoints keep their inputs."""
-    weights = {t.untyped_storage().data_ptr() for t in task.module.state_dict().values()}
-    weights |= {t.untyped_storage().data_ptr() for t in tokenizer().state_dict().values()}
+    parts = (task.module, task.tokenizer)
+    weights = {t.untyped_storage().data_ptr() for p in parts for t in p.state_dict().values()}
     held: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
