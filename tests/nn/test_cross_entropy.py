@@ -111,23 +111,21 @@ def test_compiled_code_computes_the_same() -> None:
 
 
 def test_what_a_head_drops_is_dropped_again_in_the_second_pass() -> None:
+    seen: list[Tensor] = []
+
     class Dropping(Adapted):
         def forward(self, x: Tensor) -> Tensor:
-            return self.base_layer(self.drop(x))
+            seen.append(self.drop(x))
+            return self.base_layer(seen[-1])
 
-    linear = Dropping()
+    torch.manual_seed(0)
     h, ids, _ = drawn()
-    torch.manual_seed(0)
-    loss = chunked(linear, h, ids).sum()
+    loss = chunked(Dropping(), h, ids).sum()
     torch.rand(5)
-    (gradient,) = torch.autograd.grad(loss, linear.base_layer.bias)
-    torch.manual_seed(0)
-    kept = torch.cat([linear.drop(part) for part in h.detach().flatten(0, 1).split(3)])
-    (truth,) = torch.autograd.grad(
-        F.cross_entropy(linear.base_layer(kept), ids.flatten(), reduction="sum"),
-        linear.base_layer.bias,
-    )
-    torch.testing.assert_close(gradient, truth)
+    loss.backward()
+    first, second = seen[:5], seen[5:]
+    assert all(torch.equal(a, b) for a, b in zip(first, reversed(second), strict=True))
+    assert any((dropped == 0).any() for dropped in first)
 
 
 def test_heads_compute_their_loss_by_it() -> None:

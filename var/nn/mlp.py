@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from var.nn.linear import Linear
-from var.nn.recompute import kept_by_hand, late
 
 
 class Mlp(nn.Module):
@@ -26,14 +24,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (R, L, D) to (R, L, D)."""
-        if kept_by_hand():  # what the GELU makes is as large as what it is made of
-            h = self.rise(x)
-            fallen = late(self._fallen, h.flatten(0, -2), width=h.shape[-1])
-            return self.drop(fallen.view(x.shape))
         return self.drop(self.fall(self.rise.product(x, self.rise.bias, gelu=True)))
-
-    def _fallen(self, h: Tensor) -> Tensor:
-        return self.fall(F.gelu(h, approximate="tanh"))
 
 
 def drop_path(rate: float) -> nn.Module:
