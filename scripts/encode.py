@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 from var import hub
 from var.data.images import ImageData, check_pixels
 from var.data.index import NUMBERS, Index
-from var.data.latents import fingerprint
 from var.devices import PRECISIONS, parse_device, share
+from var.digests import fingerprint
 from var.encoding import Encoder, Folder, number_type
 from var.errors import UserError
 from var.recipe import parse_schedule, written

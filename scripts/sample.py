@@ -24,7 +24,8 @@ from var.devices import parse_device, parse_precision, precision_name, share
 from var.errors import UserError
 from var.labels import class_name
 from var.pipeline import Pipeline, load
-from var.png import grid, save_png, to_uint8
+from var.pixels import to_uint8
+from var.png import grid, save_png
 from var.scripts.command import check_least, check_sampling, check_writable, command, made
 
 log = logging.getLogger("var.scripts.sample")

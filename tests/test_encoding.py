@@ -10,8 +10,9 @@ from tests.conftest import make_run
 from tests.data.drawing import Drawing
 from var.data.images import TensorImages
 from var.data.index import Index
-from var.data.latents import fingerprint, latents
+from var.data.latents import latents
 from var.devices import share
+from var.digests import fingerprint
 from var.encoding import Encoder, Folder, number_type
 from var.errors import UserError
 from var.schedule import Schedule

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from var.errors import UserError
-from var.png import grid, read_settings, save_png, to_uint8
+from var.pixels import to_uint8
+from var.png import grid, read_settings, save_png
 
 
 def test_eight_bits_are_the_nearest() -> None:

@@ -1,4 +1,4 @@
-"""Images as files: 8-bit conversion, grids, and PNGs that remember how they were made."""
+"""Images as files: grids, and PNGs that remember how they were made."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from PIL import Image, PngImagePlugin
 from torch import Tensor
@@ -15,15 +14,6 @@ from torch import Tensor
 from var.errors import UserError
 
 _KEY = "var"
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Return images (B, 3, H, W) in [0, 1] as uint8 of the same shape, rounded to nearest.
-
-    The one place where this is decided: the published demos truncate, which darkens every image by
-    half a level.
-    """
-    return images.float().clamp(0, 1).mul(255).round().to(torch.uint8)
 
 
 def grid(images: Tensor, *, columns: int, upscale: int = 1, gap: int = 2) -> Tensor:

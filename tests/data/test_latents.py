@@ -14,7 +14,8 @@ from tests.data.drawing import Drawing
 from var.data.batches import Batches, loader
 from var.data.images import TensorImages
 from var.data.index import Index, Shard
-from var.data.latents import Latents, fingerprint, latents
+from var.data.latents import Latents, latents
+from var.digests import fingerprint
 from var.encoding import Encoder, Folder
 from var.errors import UserError
 from var.random import Rng

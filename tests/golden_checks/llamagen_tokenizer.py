@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tests.golden_checks.case import Case, Excuse
 from var.data.transforms import centre_crop
-from var.png import to_uint8
+from var.pixels import to_uint8
 from var.schedule import Schedule
 from var.systems import llamagen_vq
 from var.tokenizers.adversarial import Adversarial, PatchDiscriminator, hinge, pull, vanilla

@@ -8,7 +8,7 @@ import pytest
 # What is on none of these is on top, where everything may meet.
 FLOORS = (
     {"schedule", "random", "errors"},
-    {"sampling", "condition", "atomic", "labels"},
+    {"sampling", "condition", "atomic", "labels", "pixels", "digests"},
     {"cache", "tokenizers"},
     {"nn"},
     {"heads"},

@@ -17,7 +17,8 @@ from tests.scripts.options import option_names
 from var import drawing
 from var.devices import parse_precision
 from var.errors import UserError
-from var.png import read_settings, to_uint8
+from var.pixels import to_uint8
+from var.png import read_settings
 from var.scripts.sample import main
 
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from var.bench.figures import baselines
 from var.bench.measure import Result
 from var.bench.rows import Row
-from var.metrics.features import SmallClassifier
 from var.metrics.images import Likeness
+from var.metrics.networks import Network
 
 
 def add_distances(
     results: Sequence[Result],
     number: int,
-    network: SmallClassifier,
+    network: Network,
     *,
     choice: str = "batch",
     told: Callable[[str], None] = lambda label: None,
@@ -31,7 +32,7 @@ def add_distances(
         choice: of baselines, see `baselines`.
         told: called with a row's label before its images are drawn.
     """
-    device = next(network.parameters()).device
+    device = next(cast(nn.Module, network).parameters()).device
     against: dict[int, Likeness] = {}  # by baseline: its images are drawn once
     for result, base in zip(results, baselines(results, choice), strict=True):
         if result is base or result.fault or base.fault:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,33 +19,11 @@ from tqdm.auto import tqdm
 
 from var.data.images import Batch, Images
 from var.data.index import AGAIN, INDEX, NUMBERS, Index, Shard, read_index
+from var.digests import checksum, fingerprint
 from var.errors import UserError
 from var.schedule import Schedule
 from var.tokenizers.around import Precompressed
 from var.tokenizers.tokenizer import Tokenizer
-
-
-def fingerprint(tokenizer: nn.Module) -> str:
-    """Return a sha256 of the names, types, shapes and bytes of a tokenizer's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tokenizer.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def checksum(path: Path, told: Callable[[int], object] = lambda count: None) -> str:
-    """Return the sha256 of a file; `told` hears of bytes as they are read.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 23):
-            digest.update(piece)
-            told(len(piece))
-    return digest.hexdigest()
 
 
 class Latents(Images):

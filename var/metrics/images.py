@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,8 @@ from torchmetrics.aggregation import MeanMetric
 from torchmetrics.image import PeakSignalNoiseRatio
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from var.metrics.features import SmallClassifier
+from var.metrics.networks import Network
+from var.pixels import to_uint8
 
 
 class Given(nn.Identity):
@@ -32,11 +34,11 @@ class Likeness:
         network: the feature network.
     """
 
-    def __init__(self, network: SmallClassifier) -> None:
+    def __init__(self, network: Network) -> None:
         self.network = network
         given = Given(network.num_features)
         self.distance = FrechetInceptionDistance(feature=given, reset_real_features=False)
-        device = next(network.parameters()).device
+        device = next(cast(nn.Module, network).parameters()).device
         self.distance.to(device)
         self.agreement = MeanMetric(nan_strategy="disable").to(device)
 
@@ -49,25 +51,25 @@ class Likeness:
     def real(self, batches: Iterable[Tensor]) -> None:
         """Add real images (B, 3, H, W) in [0, 1]."""
         for image in batches:
-            self.distance.update(self.network(self.network.native(image)), real=True)
+            self.distance.update(self.network(to_uint8(image)).features, real=True)
 
     @torch.inference_mode()
     def fake(self, image: Tensor, label: Tensor) -> None:
         """Add generated images (B, 3, H, W) in [0, 1] and the classes (B,) they should show."""
-        features = self.network(self.network.native(image))
-        self.distance.update(features, real=False)
-        guess = self.network.logits(features).argmax(dim=-1)
-        self.agreement.update((guess == label).float())
+        seen = self.network(to_uint8(image))
+        self.distance.update(seen.features, real=False)
+        if self.network.labelled and seen.logits is not None:
+            self.agreement.update((seen.logits.argmax(dim=-1) == label).float())
 
     def report(self) -> dict[str, float]:
-        """Return the Frechet distance, and the share of images classified as their label.
+        """Return the Frechet distance and, of a network that tells it, the label agreement.
 
         They are those of all processes, each of which has to ask.
         """
-        return {
-            "frechet_distance": float(self.distance.compute()),
-            "label_agreement": float(self.agreement.compute()),
-        }
+        figures = {"frechet_distance": float(self.distance.compute())}
+        if self.network.labelled:
+            figures["label_agreement"] = float(self.agreement.compute())
+        return figures
 
 
 def psnr() -> PeakSignalNoiseRatio:
