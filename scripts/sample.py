@@ -21,12 +21,14 @@ from torch import Tensor
 
 import var
 from var.devices import parse_device, parse_precision, precision_name, share
+from var.editing import Edit
 from var.errors import UserError
 from var.labels import class_name
 from var.pipeline import Pipeline, load
 from var.pixels import to_uint8
 from var.png import grid, save_png
 from var.scripts.command import check_least, check_sampling, check_writable, command, made
+from var.search import Search
 
 log = logging.getLogger("var.scripts.sample")
 
@@ -53,6 +55,10 @@ class Options:
     progress: bool
     cache: dict[str, Any]
     decoding: dict[str, Any]
+    edit: dict[str, Any]
+    search: dict[str, Any]
+    image: str | None
+    mask: str | None
 
 
 @command("sample")
@@ -68,6 +74,7 @@ def main(cfg: DictConfig) -> None:
     options = cast(Options, OmegaConf.to_object(merged))
     out = output(cfg)
     check(options, out)
+    edit, search = made(options.edit), made(options.search)  # now, as files may be missing
     device = parse_device(options.device)
     dtype = parse_precision(options.precision, device)
     state = PartialState(cpu=device.type == "cpu")
@@ -76,7 +83,7 @@ def main(cfg: DictConfig) -> None:
     pipe = load(
         options.model, device=device, dtype=dtype, compile=options.compile, files=options.files
     )
-    job = Job(options, pipe)
+    job = Job(options, pipe, edit, search)
     mine = share(len(job.ids), state.process_index, state.num_processes)
     tiles: list[Tensor] = []
     for index, frames in zip(mine, job.images(mine, state.is_main_process), strict=True):
@@ -84,15 +91,14 @@ def main(cfg: DictConfig) -> None:
             save_png(out / job.file_name(index), frames[-1], job.note(index))
         if out.suffix == ".png" or options.grid:
             tiles.extend(frames)
-    tiles = gather_object(tiles)
+    tiles, seeds = gather_object(tiles), gather_object([job.seeds[index] for index in mine])
     if not state.is_main_process:
         return
     if tiles:
         sheet = out if out.suffix == ".png" else out / "grid.png"
         columns = options.columns or job.columns()
-        save_png(
-            sheet, grid(torch.stack(tiles), columns=columns, upscale=options.upscale), job.notes()
-        )
+        sheet_pixels = grid(torch.stack(tiles), columns=columns, upscale=options.upscale)
+        save_png(sheet, sheet_pixels, job.notes(seeds))
     log.info("%d images in %.1f s: %s", len(job.ids), perf_counter() - started, out)
 
 
@@ -102,33 +108,58 @@ class Job:
     Args:
         options: of the command.
         pipe: what draws them.
+        edit: what they begin with.
+        search: how many candidates each has, of which the best is delivered.
+
+    Attributes:
+        seeds: random stream of each image; with a search, of those that are drawn.
     """
 
-    def __init__(self, options: Options, pipe: Pipeline) -> None:
-        self.options, self.pipe = options, pipe
-        every = range(pipe.class_count) or [-1]
+    def __init__(
+        self,
+        options: Options,
+        pipe: Pipeline,
+        edit: Edit | None = None,
+        search: Search | None = None,
+    ) -> None:
+        self.options, self.pipe, self.edit, self.search = options, pipe, edit, search
+        every = range(pipe.class_count) if edit is None and pipe.class_count else [-1]
         self.labels = pipe.ids(every if options.labels is None else options.labels)
         self.ids = [label for label in self.labels for _ in range(options.number)]
         if not self.ids:
             raise UserError("labels=[] names no class: there is nothing to draw")
         self.sampling = pipe.settings(**cast(Any, options.sampling))
         self.decoding = made(options.decoding)(pipe)
+        self.cache = made(options.cache)(pipe)
+        self.seeds = {} if search else {i: options.seed + i for i in range(len(self.ids))}
 
     def images(self, mine: range, bar: bool) -> Iterator[Tensor]:
         """Yield what the grid shows of each image, (S, 3, H, W) uint8: itself, or all its steps."""
-        options, pipe = self.options, self.pipe
-        ids, seeds = self.ids[mine.start : mine.stop], [options.seed + i for i in mine]
-        for images in pipe.batches(
-            ids,
-            seeds,
-            sampling=self.sampling,
-            decoding=self.decoding,
-            cache=made(options.cache)(pipe),
-            batch_size=options.batch_size,
-            progress=options.progress and bar,
-            steps=options.steps,
-        ):
+        options, shown = self.options, self._found if self.search else self._drawn
+        how: dict[str, Any] = {
+            "sampling": self.sampling,
+            "decoding": self.decoding,
+            "cache": self.cache,
+            "batch_size": options.batch_size,
+            "progress": options.progress and bar,
+        }
+        for images in shown(mine, how):
             yield from to_uint8(images.flatten(0, 1)).unflatten(0, images.shape[:2]).cpu()
+
+    def _drawn(self, mine: range, how: dict[str, Any]) -> Iterator[Tensor]:
+        """Yield images (b, S, 3, H, W) in [0, 1], all that are drawn."""
+        ids, seeds = self.ids[mine.start : mine.stop], [self.seeds[i] for i in mine]
+        return self.pipe.batches(ids, seeds, edit=self.edit, steps=self.options.steps, **how)
+
+    def _found(self, mine: range, how: dict[str, Any]) -> Iterator[Tensor]:
+        """Yield images (b, 1, 3, H, W) in [0, 1], the best of those drawn; note their seeds."""
+        assert self.search is not None
+        ids, done = self.ids[mine.start : mine.stop], mine.start
+        firsts = [self.options.seed + i * self.search.number for i in mine]
+        for best in self.search.batches(self.pipe, ids, firsts, **how):
+            self.seeds |= enumerate(best.seeds[:, 0].tolist(), start=done)
+            done += len(best.seeds)
+            yield best.images
 
     def columns(self) -> int:
         """Return how many tiles stand side by side: a label, or an image's steps, in a row."""
@@ -145,16 +176,21 @@ class Job:
 
     def note(self, index: int) -> dict[str, Any]:
         """Return what it takes to make an image again."""
-        return {**self._common(), "labels": [self.ids[index]], "seed": self.options.seed + index}
+        return {**self._common(), "labels": [self.ids[index]], "seed": self.seeds[index]}
 
-    def notes(self) -> dict[str, Any]:
-        """Return what it takes to make the grid again."""
+    def notes(self, seeds: list[int]) -> dict[str, Any]:
+        """Return what it takes to make the grid again; and, after a search, each image by itself.
+
+        Args:
+            seeds: of all images.
+        """
         options = self.options
         return {
             **self._common(),
             "labels": self.labels,
             "seed": options.seed,
             "number": options.number,
+            **({"seeds": seeds} if self.search else {}),
         }
 
     def _common(self) -> dict[str, Any]:
@@ -167,6 +203,8 @@ class Job:
             "precision": precision_name(self.pipe.dtype),
             "decoding": self._choice(),
             "cache": chosen(options.cache),
+            "edit": chosen(options.edit),
+            "search": chosen(options.search),
         }
 
     def _choice(self) -> dict[str, Any]:
@@ -196,11 +234,24 @@ def check(options: Options, out: Path) -> None:
     """Check what can be checked before the model is loaded.
 
     Raises:
-        UserError: a number out of range, or nothing can be written to `out`.
+        UserError: a number out of range, a file that is not asked for, or nothing can be written
+            to `out`.
     """
     least = {"number": 1, "seed": 0, "batch_size": 1, "upscale": 1, "columns": 1}
     check_least(options, least)
     check_sampling(options.sampling)
+    if chosen(options.search)["name"] != "none":
+        edit = chosen(options.edit)["name"]
+        if options.steps or edit != "none":
+            what = "steps=true" if options.steps else f"edit={edit}"
+            raise UserError(f"search delivers finished images that begin with nothing: not {what}")
+    for name in ("image", "mask"):
+        if getattr(options, name) is not None and name not in options.edit:
+            kind = chosen(options.edit)["name"]
+            raise UserError(
+                f"{name}={getattr(options, name)} is of no use to edit={kind}: leave it out, or "
+                "say edit=inpaint"
+            )
     if out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".bmp"):
         raise UserError(f"out={out}: images are written as PNG; name a file *.png or a folder")
     check_writable(out.parent if out.suffix == ".png" else out, str(out))

@@ -23,3 +23,10 @@ def test_a_stream_goes_on_and_another_one_begins_anew() -> None:
 def test_seeds_of_a_batch_are_consecutive() -> None:
     assert torch.equal(Rng.batch(5, 3).normal(2), Rng([5, 6, 7]).normal(2))
     assert len(Rng.batch(5, 3)) == 3
+
+
+def test_some_of_the_streams_go_on_where_they_are() -> None:
+    batch, whole = Rng([3, 4, 5]), Rng([3, 4, 5])
+    assert torch.equal(batch.uniform(2), whole.uniform(2))
+    some = batch.rows([2, 0])
+    assert len(some) == 2 and torch.equal(some.normal(3), whole.normal(3)[[2, 0]])

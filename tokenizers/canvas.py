@@ -43,6 +43,10 @@ class Around:
         """Return what the model sees for the groups of `span`, (B, L, C)."""
         return self.canvas.read(span)
 
+    def rows(self, index: Tensor) -> Self:
+        """Return the canvas of some of the images, those of `index` (b,) int64."""
+        return replace(self, canvas=self.canvas.rows(index))
+
 
 @dataclass(frozen=True, eq=False)
 class Kept(Around):
@@ -53,7 +57,8 @@ class Kept(Around):
 
     Attributes:
         canvas: where tokens are written.
-        source: tokens of the given image, one tensor a group: ids (B, L_k) or values (B, L_k, C).
+        source: tokens of the given image, one tensor a group: ids (B, L_k) or values (B, L_k, C);
+            or of one image for all rows, (1, L_k, ...).
         keep: bool masks (L_k,) or (B, L_k), True where the source stays, one a group.
     """
 
@@ -66,6 +71,12 @@ class Kept(Around):
         for group in tokens:
             canvas = canvas.write(self._mixed(group, canvas.done))
         return replace(self, canvas=canvas)
+
+    def rows(self, index: Tensor) -> Self:
+        """Return the canvas of some of the images, those of `index` (b,) int64."""
+        source = [_rows(group, index) for group in self.source]
+        keep = [mask if mask.ndim == 1 else _rows(mask, index) for mask in self.keep]
+        return replace(super().rows(index), source=source, keep=keep)
 
     def _mixed(self, tokens: Tensor, group: int) -> Tensor:
         keep, source = self.keep[group].expand(tokens.shape[:2]), self.source[group]
@@ -93,7 +104,8 @@ class Framed(Around):
 
     Attributes:
         canvas: where tokens are written.
-        source: latents (B, C, h, w) of the given image after each group, see `latents`.
+        source: latents (B, C, h, w) of the given image after each group, see `latents`; or of one
+            image for all rows, (1, C, h, w).
         hole: (h, w) or (B, 1, h, w) on the finest grid, 1 where images are made, 0 where the source
             stays; shares in between mix the two. See `hole_mask`.
     """
@@ -111,6 +123,12 @@ class Framed(Around):
             canvas = canvas.amended(canvas.latent * hole + source * (1 - hole))
         return replace(self, canvas=canvas)
 
+    def rows(self, index: Tensor) -> Self:
+        """Return the canvas of some of the images, those of `index` (b,) int64."""
+        source = [_rows(latent, index) for latent in self.source]
+        hole = self.hole if self.hole.ndim == 2 else _rows(self.hole, index)
+        return replace(super().rows(index), source=source, hole=hole)
+
 
 def latents(canvas: Canvas, tokens: Sequence[Tensor]) -> list[Tensor]:
     """Return the latent (B, C, h, w) after each group of tokens written on a blank canvas."""
@@ -119,6 +137,10 @@ def latents(canvas: Canvas, tokens: Sequence[Tensor]) -> list[Tensor]:
         canvas = canvas.write(group)
         found.append(canvas.latent)
     return found
+
+
+def _rows(tensor: Tensor, index: Tensor) -> Tensor:
+    return tensor if len(tensor) == 1 else tensor[index]  # one for all rows stays one
 
 
 def hole_mask(mask: Tensor, schedule: Schedule) -> Tensor:
@@ -130,13 +152,18 @@ def hole_mask(mask: Tensor, schedule: Schedule) -> Tensor:
 
 
 def keep_masks(mask: Tensor, schedule: Schedule) -> list[Tensor]:
-    """Return which cells (L_k,) of each scale stay, of a mask (h, w) on the finest grid (1: stays).
+    """Return which cells (L_k,) of each group stay, of a mask (h, w) on the finest grid (1: stays).
 
     A cell stays where the resized mask exceeds one half; scales of up to three cells stay whole
-    (VAR, section 4).
+    (VAR, section 4), even where nothing else does.
     """
     masks = []
-    for (h, w), size in zip(schedule.grids, schedule.sizes, strict=True):
-        resized = F.interpolate(mask[None, None].float(), (h, w), mode="bilinear")[0, 0] > 0.5
-        masks.append(torch.ones_like(resized).flatten() if size <= 3 else resized.flatten())
+    for grid, cells in zip(schedule.grids, schedule.cells, strict=True):
+        resized = F.interpolate(mask[None, None].float(), grid, mode="bilinear")
+        stays = resized.flatten() > 0.5
+        if cells is not None:
+            stays = stays[list(cells)]
+        elif len(stays) <= 3:
+            stays = torch.ones_like(stays)
+        masks.append(stays)
     return masks

@@ -105,3 +105,7 @@ class Chain:
         if any(each.is_floating_point() for each in tokens):
             raise ValueError("a chain is written with ids: mixtures of codes cannot be read again")
         return replace(self, seen=torch.cat([self.seen, *tokens], dim=1))
+
+    def rows(self, index: Tensor) -> Self:
+        """Return the canvas of some of the images, those of `index` (b,) int64."""
+        return replace(self, seen=self.seen[index])

@@ -58,6 +58,11 @@ class Pyramid(ABC):
             views = (*views, rearrange(view, "B C h w -> B (h w) C"))
         return replace(self, latent=latent, views=views)
 
+    def rows(self, index: Tensor) -> Self:
+        """Return the canvas of some of the images, those of `index` (b,) int64."""
+        views = tuple(view[index] for view in self.views)
+        return replace(self, latent=self.latent[index], views=views)
+
     @abstractmethod
     def _with(self, tokens: Tensor) -> Tensor:
         """Return the latent once the next scale is written."""

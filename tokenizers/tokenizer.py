@@ -42,6 +42,10 @@ class Canvas(Protocol):
         """Return the canvas on which the next groups are decided, one tensor a group."""
         ...
 
+    def rows(self, index: Tensor) -> Self:
+        """Return the canvas of some of the images, those of `index` (b,) int64."""
+        ...
+
 
 class Tokenizer(Protocol):
     """Pixels to tokens and back. Images are (B, 3, H, W) in [0, 1].
@@ -52,10 +56,13 @@ class Tokenizer(Protocol):
     Attributes:
         any_schedule: whether it serves every schedule that ends on its grid, or only that which it
             was trained with.
+        factor: pixels on a side of a cell of the finest grid.
     """
 
-    any_schedule: bool
-
+    @property
+    def any_schedule(self) -> bool: ...
+    @property
+    def factor(self) -> int: ...
     @property
     def terms(self) -> dict[str, int]:
         """What a generator must know of the tokens: keywords of its constructor."""

@@ -16,16 +16,23 @@ if TYPE_CHECKING:
     from var.decoding.loop import decide as decide
     from var.decoding.loop import generate as generate
     from var.decoding.sequential import Sequential as Sequential
+    from var.edits import expand as expand
+    from var.edits import inpaint as inpaint
+    from var.edits import outpaint as outpaint
+    from var.edits import vary as vary
     from var.errors import UserError as UserError
     from var.pipeline import Pipeline as Pipeline
     from var.pipeline import load as load
     from var.sampling import Sampling as Sampling
     from var.schedule import Schedule as Schedule
+    from var.scorers import ClassLogProbability as ClassLogProbability
+    from var.search import best_of as best_of
 
 __version__ = "0.1.0"
 
 # Imported on first use: a command's `--help` need not wait for all of them.
 _HOMES = {
+    "ClassLogProbability": "var.scorers",
     "Collaborative": "var.decoding.collaborative",
     "Condition": "var.condition",
     "Jacobi": "var.decoding.jacobi",
@@ -34,9 +41,14 @@ _HOMES = {
     "Schedule": "var.schedule",
     "Sequential": "var.decoding.sequential",
     "UserError": "var.errors",
+    "best_of": "var.search",
     "decide": "var.decoding.loop",
+    "expand": "var.edits",
     "generate": "var.decoding.loop",
+    "inpaint": "var.edits",
     "load": "var.pipeline",
+    "outpaint": "var.edits",
+    "vary": "var.edits",
 }
 __all__ = ["__version__", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -1,7 +1,8 @@
-"""Caches and decodings by name: what `cache=…` and `decoding=…` stand for, given a pipeline.
+"""Caches, decodings and edits by name: what `cache=…` stands for, given a pipeline, and so on.
 
 Each choice is a function of the pipeline it is for and of its own settings; configs name them in
-`configs/cache` and `configs/decoding`, `Pipeline` by the tables below.
+`configs/cache` and `configs/decoding`, `Pipeline` by the tables below. Edits are no pipeline's, and
+have a file of their own.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ from var.decoding.collaborative import Collaborative
 from var.decoding.jacobi import Jacobi
 from var.decoding.jacobi_published import PublishedJacobi
 from var.decoding.sequential import Sequential
+from var.editing import Edit
+from var.edits import EDITS
 from var.errors import UserError
 from var.recipe import check_keys
+from var.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from var.pipeline import Pipeline
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
 
 Choice = str | Mapping[str, Any] | Decoding | None
 CacheChoice = str | Mapping[str, Any] | CacheKind | None
+EditChoice = Mapping[str, Any] | Edit | None
 T = TypeVar("T")
 
 
@@ -229,7 +234,7 @@ def cache(pipe: Pipeline, choice: CacheChoice) -> CacheKind | None:
     """
     if not isinstance(choice, str | Mapping):
         return choice
-    return _chosen("cache", CACHES, pipe, choice)
+    return _chosen("cache", CACHES, choice, pipe)
 
 
 def decoding(pipe: Pipeline, choice: Choice) -> Decoding:
@@ -245,24 +250,32 @@ def decoding(pipe: Pipeline, choice: Choice) -> Decoding:
         choice = pipe.run.recipe.decoding or "sequential"
     if not isinstance(choice, str | Mapping):
         return choice
-    return _chosen("decoding", DECODINGS, pipe, choice)
+    return _chosen("decoding", DECODINGS, choice, pipe)
+
+
+def edited(pipe: Pipeline, choice: EditChoice) -> Tokenizer:
+    """Return the pipeline's tokenizer, or that of an edit, or of its `name` and its settings.
+
+    Raises:
+        UserError: there is no edit of that name, its settings are others, it cannot be read, or it
+            is not for this model.
+    """
+    edit = _chosen("edit", EDITS, choice) if isinstance(choice, Mapping) else choice
+    return pipe.tokenizer if edit is None else edit.around(pipe.tokenizer, pipe.schedule)
 
 
 def _chosen(
-    what: str,
-    table: Mapping[str, Callable[..., T]],
-    pipe: Pipeline,
-    choice: str | Mapping[str, Any],
+    what: str, table: Mapping[str, Callable[..., T]], choice: str | Mapping[str, Any], *given: Any
 ) -> T:
     choice = {"name": choice} if isinstance(choice, str) else choice
     name, settings = choice.get("name"), {k: v for k, v in choice.items() if k != "name"}
     if name not in table:
         raise UserError(f"unknown {what} {name!r}: there are {', '.join(table)}")
-    _, *parameters = inspect.signature(table[name]).parameters.values()
+    parameters = list(inspect.signature(table[name]).parameters.values())[len(given) :]
     check_keys(
         settings,
         known=[p.name for p in parameters],
         needed=[p.name for p in parameters if p.default is p.empty],
         where=f"{what} {name}",
     )
-    return table[name](pipe, **settings)
+    return table[name](*given, **settings)

@@ -73,7 +73,7 @@ class Condition:
         """Return the condition with each row repeated, side by side."""
         return self._mapped(lambda tensor: tensor.repeat_interleave(number, dim=0))
 
-    def __getitem__(self, rows: slice) -> Condition:
+    def __getitem__(self, rows: slice | Tensor) -> Condition:
         return self._mapped(lambda tensor: tensor[rows])
 
     def __len__(self) -> int:

@@ -78,7 +78,7 @@ class Drawing:
                 part = slice(done, done + batch_size)
                 images = self._attempt(ids[part], seeds[part], bar)
                 if images is None:
-                    batch_size = _halved(min(batch_size, len(ids) - done), self.device)
+                    batch_size = halved(min(batch_size, len(ids) - done), self.device)
                     bar.n = done * groups
                     continue
                 done += len(images)
@@ -117,7 +117,12 @@ class Drawing:
             yield canvas
 
 
-def _halved(batch_size: int, device: torch.device) -> int:
+def halved(batch_size: int, device: torch.device) -> int:
+    """Return half a number of images that memory did not suffice for.
+
+    Raises:
+        UserError: there is no half of it.
+    """
     if batch_size == 1:
         raise UserError(
             "out of memory for a single image: try precision=bf16, a smaller model, or, for models "

@@ -5,18 +5,19 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from typing import SupportsIndex
+from typing import SupportsIndex, cast
 
 from var.errors import UserError
 
 Label = SupportsIndex | str | None
+Labels = Iterable[Label] | Label
 
 
-def class_ids(labels: Iterable[Label], *, classes: Sequence[str], count: int) -> list[int]:
+def class_ids(labels: Labels, *, classes: Sequence[str], count: int) -> list[int]:
     """Return the class id of each label; -1 is no class.
 
     Args:
-        labels: ids, names in any case, or None and -1 for no class.
+        labels: one or several of them: ids, names in any case, or None and -1 for no class.
         classes: names by id; empty if they have none.
         count: number of classes.
 
@@ -26,8 +27,9 @@ def class_ids(labels: Iterable[Label], *, classes: Sequence[str], count: int) ->
     >>> class_ids(["Cat", 1, None], classes=["cat", "dog"], count=2)
     [0, 1, -1]
     """
-    known = numbers(classes)
-    return [_class_id(label, known, classes, count) for label in labels]
+    known, several = numbers(classes), isinstance(labels, Iterable) and not isinstance(labels, str)
+    each = cast(Iterable[Label], labels if several else [labels])
+    return [_class_id(label, known, classes, count) for label in each]
 
 
 def numbers(classes: Sequence[str]) -> dict[str, int]:

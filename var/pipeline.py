@@ -5,7 +5,7 @@ What it adds to the one loop: labels by name, seeds, batches that fit into memor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from var.decoding.loop import decide
 from var.drawing import Drawing
 from var.errors import UserError
 from var.heads.base import check_settings
-from var.labels import Label, class_ids
+from var.labels import Labels, class_ids
 from var.models.base import Backbone
 from var.random import Rng
 from var.sampling import Sampling, Settings
@@ -126,9 +126,7 @@ class Pipeline:
         return self
 
     def companion(self, name: str) -> Pipeline:
-        """Return the pipeline of another run, loaded once, that works along with this one.
-
-        Its generator is on the same device and of the same type; the tokenizer is this one's.
+        """Return the pipeline of another run, loaded once, on this one's device and of its type.
 
         Raises:
             UserError: there is no generator of that name, or it is of another tokenizer.
@@ -158,17 +156,15 @@ class Pipeline:
             check_settings(self.model.head, given, sampling)
         return sampling
 
-    def ids(self, labels: Iterable[Label] | Label) -> list[int]:
+    def ids(self, labels: Labels) -> list[int]:
         """Return the class ids of labels: ids, names in any case, None or -1 for no class.
 
         Raises:
             UserError: there is no such class.
         """
-        several = isinstance(labels, Iterable) and not isinstance(labels, str)
-        each = cast(Iterable[Label], labels if several else [labels])
-        return class_ids(each, classes=self.classes, count=self.class_count)
+        return class_ids(labels, classes=self.classes, count=self.class_count)
 
-    def condition(self, labels: Iterable[Label] | Label | Condition) -> Condition:
+    def condition(self, labels: Labels | Condition) -> Condition:
         """Return the condition of labels, see `ids`, on the device; or the one that is given."""
         if not isinstance(labels, Condition):
             labels = Condition(torch.tensor(self.ids(labels), dtype=torch.int64))
@@ -176,12 +172,13 @@ class Pipeline:
 
     def __call__(
         self,
-        labels: Iterable[Label] | Label | Condition = None,
+        labels: Labels | Condition = None,
         *,
         seed: int = 0,
         number: int = 1,
         decoding: choices.Choice = None,
         cache: choices.CacheChoice = None,
+        edit: choices.EditChoice = None,
         batch_size: int = 32,
         progress: bool = False,
         **settings: Unpack[Settings],
@@ -199,13 +196,14 @@ class Pipeline:
                 its `name` and settings, or a decoding; by default what the run recommends.
             cache: what the decoding remembers with, likewise (`var.choices.CACHES`), or what makes
                 one (`CacheKind`); by default what suits the model.
+            edit: an image to begin with, and what stays of it: see `var.edits`, by name as well.
             batch_size: images at a time; halved as often as needed when memory runs out.
             progress: show a bar over all groups of all images.
             settings: see `Sampling`; by default what the run recommends.
 
         Raises:
-            UserError: unknown class or cache, no label at all, no generator, or no memory for a
-                single image.
+            UserError: unknown class or cache, no label at all, no generator, an edit that is not
+                for this model, or no memory for a single image.
             ValueError: a setting is out of range.
         """
         condition = self.condition(labels).each(number)
@@ -217,6 +215,7 @@ class Pipeline:
             sampling=self.settings(**settings),
             decoding=decoding,
             cache=cache,
+            edit=edit,
             batch_size=batch_size,
             progress=progress,
         )
@@ -224,17 +223,18 @@ class Pipeline:
 
     def steps(
         self,
-        labels: Iterable[Label] | Label | Condition = None,
+        labels: Labels | Condition = None,
         *,
         seed: int = 0,
         decoding: choices.Choice = None,
         cache: choices.CacheChoice = None,
+        edit: choices.EditChoice = None,
         **settings: Unpack[Settings],
     ) -> Iterator[Canvas]:
         """Yield the canvas of one batch after each turn, as `decode` shows it; see a call."""
         condition = self.condition(labels)
         return decide(
-            self.tokenizer,
+            choices.edited(self, edit),
             self.schedule,
             condition,
             choices.decoding(self, decoding),
@@ -244,9 +244,9 @@ class Pipeline:
         )
 
     @torch.inference_mode()
-    def decode(self, canvas: Canvas) -> Tensor:
-        """Return the images (B, 3, H, W) in [0, 1] of what is decided so far."""
-        return self.tokenizer.decode(canvas).float()
+    def decode(self, canvas: Canvas, edit: choices.EditChoice = None) -> Tensor:
+        """Return the images (B, 3, H, W) in [0, 1] of what is decided so far, pasted by `edit`."""
+        return choices.edited(self, edit).decode(canvas).float()
 
     def batches(
         self,
@@ -256,6 +256,7 @@ class Pipeline:
         sampling: Sampling,
         decoding: choices.Choice = None,
         cache: choices.CacheChoice = None,
+        edit: choices.EditChoice = None,
         batch_size: int = 32,
         progress: bool = False,
         steps: bool = False,
@@ -265,14 +266,14 @@ class Pipeline:
         Args:
             ids: class id of each image, -1 for none; or a condition.
             seeds: random stream of each image, each 0 or more.
-            sampling, decoding, cache, batch_size, progress: see `settings` and a call.
+            sampling, decoding, cache, edit, batch_size, progress: see `settings` and a call.
             steps: show each image after every turn, S of them, instead of the last only, S = 1.
 
         Raises:
             UserError: no memory for a single image, or a number out of range.
         """
         drawing = Drawing(
-            tokenizer=self.tokenizer,
+            tokenizer=choices.edited(self, edit),
             schedule=self.schedule,
             sampling=sampling,
             decoding=choices.decoding(self, decoding),

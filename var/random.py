@@ -32,6 +32,12 @@ class Rng:
         """Return the streams of a batch of `size` images, seeded `seed`, `seed + 1`, ..."""
         return cls(range(seed, seed + size), device)
 
+    def rows(self, index: Sequence[int]) -> Rng:
+        """Return the streams of some of the images, which go on where they are."""
+        some = Rng([], self.device)
+        some.streams = [self.streams[i] for i in index]
+        return some
+
     def __len__(self) -> int:
         return len(self.streams)
 

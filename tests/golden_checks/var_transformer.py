@@ -14,6 +14,8 @@ from tests.golden_checks.var_tokenizer import grid
 from var.condition import Condition
 from var.decoding.loop import decide
 from var.decoding.sequential import Sequential
+from var.editing import Frame, Painting
+from var.edits import inpaint, outpaint
 from var.heads.base import Prediction
 from var.heads.categorical import CategoricalPrediction
 from var.models.var import VAR
@@ -22,8 +24,9 @@ from var.published import Parts
 from var.random import Rng
 from var.sampling import Guide, Sampling
 from var.schedule import Schedule, Span
+from var.tokenizers.around import Wrapped
 from var.tokenizers.canvas import Kept, keep_masks
-from var.tokenizers.tokenizer import Canvas
+from var.tokenizers.tokenizer import Canvas, Tokenizer
 
 # What the recordings hold in place of minus infinity.
 EXCLUDED = -1e30
@@ -259,19 +262,34 @@ def check_filters(case: Case) -> None:
             case.expect(name, actual)
 
 
+class Given(Wrapped):
+    """A tokenizer that encodes every image as the recorded one, whose pixels were not recorded."""
+
+    def __init__(self, tokenizer: Tokenizer, tokens: list[Tensor]) -> None:
+        super().__init__(tokenizer)
+        self.given = tokens
+
+    def encode(self, *_: object) -> list[Tensor]:
+        return self.given
+
+
 def check_edit(case: Case) -> None:
     parts = case.build()
     schedule, tokenizer = parts.schedule, parts.tokenizer
     source = [case.inputs[f"tok_{k}"] for k in range(len(schedule))]
-    (h, w), (y0, x0, y1, x1) = schedule.grids[-1], case.call["box_y0x0y1x1"]
-    box = torch.zeros(h, w)
-    box[round(y0 * h) : round(y1 * h), round(x0 * w) : round(x1 * w)] = 1
+    image, box = torch.zeros(3, 8, 8), case.call["box_y0x0y1x1"]
     for tag in case.call["tags"]:
-        mask = box if tag == "outpaint" else 1 - box
-        case.expect(f"mask_{tag}", mask)
-        keep = keep_masks(mask, schedule)
+        edit = (outpaint if tag == "outpaint" else inpaint)(image, box=box)
         labels = case.inputs[f"label_{tag}"]
-        canvas = Kept(tokenizer.blank(len(labels), schedule), source, keep)
+        assert isinstance(edit, Painting)
+        canvas = edit.around(Given(tokenizer, source), schedule).blank(len(labels), schedule)
+        assert isinstance(canvas, Kept)
+        hole = edit.framed(Frame(schedule.grids[-1], tokenizer.factor))[1]
+        if hole.all():  # an edit then lets go of the first scale, the original does not
+            stays = torch.zeros(schedule.grids[-1])
+            canvas = replace(canvas, keep=keep_masks(stays, schedule))
+        keep = canvas.keep
+        case.expect(f"mask_{tag}", keep[-1].view(schedule.grids[-1]))
         observed, canvases = run(parts, labels, settings(case), canvas=canvas)
         for k, drawn in enumerate(observed.tokens):
             if f"force_{tag}_{k}" in case.outputs:
