@@ -2,124 +2,231 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import torch
+from accelerate import PartialState
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
-from tqdm.auto import tqdm
 
-import var
-from var import judging
-from var.atomic import write
-from var.bench.stopwatch import finisher
-from var.data.batches import loader
 from var.data.images import ImageData, check_pixels
-from var.decoding.counted import Counted
 from var.devices import parse_device, parse_precision
 from var.errors import UserError
-from var.metrics.features import SmallClassifier
-from var.metrics.images import Likeness
+from var.evaluation import reference
+from var.evaluation.generation import Generation
+from var.evaluation.measure import Measurement, text
+from var.evaluation.reconstruction import Distance, Reconstruction
+from var.evaluation.reference import Reference
+from var.evaluation.stored import Stored
+from var.evaluation.subject import Subject
+from var.metrics.networks import Network
 from var.pipeline import Pipeline, load
-from var.scripts.command import check_sampling, check_writable, command, made
+from var.published import Evaluation, evaluation
+from var.scripts.command import check_least, check_sampling, check_writable, command, made
+from var.scripts.sample import chosen
+from var.training.parallel import alone
+from var.training.parallel import chosen as agreed
 
 log = logging.getLogger("var.scripts.evaluate")
+_PER_CLASS = 1000
+
+
+@dataclass
+class Options:
+    """The command's options and their types; `configs/evaluate.yaml` says what they mean."""
+
+    model: str | None
+    samples: str | None
+    files: str | None
+    data: dict[str, Any]
+    features: dict[str, Any]
+    mode: str
+    preset: str | None
+    reference: str
+    number: int | None
+    seed: int
+    batch_size: int
+    size: int | None
+    spread: int
+    lpips: bool
+    npz: bool
+    sampling: dict[str, Any]
+    decoding: dict[str, Any]
+    cache: dict[str, Any]
+    device: str
+    precision: str
+    compile: bool
+    statistics: str | None
+    out: str | None
+    progress: bool
 
 
 @command("evaluate")
 def main(cfg: DictConfig) -> None:
     """Measure what the configuration names, and write the figures."""
-    if cfg.mode not in ("auto", "reconstruction", "generation"):
-        raise UserError(f"mode={cfg.mode}: use auto, reconstruction or generation")
-    if cfg.reference not in ("test", "train"):
-        raise UserError(f"reference={cfg.reference}: use test or train")
-    if cfg.out is not None:
-        check_writable(Path(cfg.out).parent, f"out={cfg.out}")
-    check_sampling(cfg.sampling)
-    device = parse_device(cfg.device)
-    dtype = parse_precision(cfg.precision, device)
-    pipe = load(cfg.model, device=device, dtype=dtype, compile=cfg.compile, files=cfg.files)
-    network: SmallClassifier = made(cfg.features).to(pipe.device)
-    data: ImageData = made(cfg.data[cfg.reference]).plain()
-    check_pixels(data, "var-evaluate")
-    known = len(data.unusable)  # files that are not counted among the images
-    generation = cfg.mode == "generation" or (cfg.mode == "auto" and pipe.run.model is not None)
-    figures = (samples if generation else reconstructions)(cfg, pipe, network, data)
-    images = len(data) + known - len(data.unusable)
-    report = {
-        "model": str(cfg.model),
-        "reference": f"{data.name} {cfg.reference}, {images} images",
-        "unusable": len(data.unusable),
-        "version": var.__version__,
-        **({} if generation else {"images": images}),
-        **figures,
-    }
-    text = json.dumps(report, indent=2)
-    log.info("%s", text)
-    if cfg.out is not None:
-        write(Path(cfg.out), text + "\n")
+    merged = OmegaConf.merge(OmegaConf.structured(Options), cfg)
+    options = cast(Options, OmegaConf.to_object(merged))
+    check(options)
+    published = evaluation(str(options.model)) if options.preset else None
+    device = parse_device(options.device)
+    # While one looks at real images, or tells the scores, the others wait.
+    state = PartialState(cpu=device.type == "cpu", timeout=timedelta(days=1))
+    if state.num_processes > 1 and device.type != "cpu":
+        device = cast(torch.device, state.device)
+    network: Network | None = made(options.features).to(device) if options.features else None
+    pipe = loaded(options, device) if options.model else None
+    data = real(options) if options.data else None
+    subject = subject_of(options, pipe, network, data, published)
+    with ExitStack() as stack:
+        # Nobody asks for the folder again: it goes when all is done.
+        place = options.out or agreed(stack.enter_context(tempfile.TemporaryDirectory()))
+        measurement = Measurement(
+            subject,
+            network,
+            Path(place),
+            model=str(options.model or options.samples),
+            pipe=pipe,
+            batch_size=options.batch_size,
+            preset=options.preset,
+        )
+        against: list[Reference | None] = []
+        alone(lambda: against.append(compared(options, network, data)))  # before the long work
+        measurement.fill(options.progress)
+        state.wait_for_everyone()
+
+        def finish() -> None:
+            report = measurement.report(against[0], draws=options.spread)
+            log.info("%s", text(report, published))
+            if options.out is not None:
+                measurement.write(report, published, images=options.npz)
+
+        alone(finish)
 
 
-def real_images(data: ImageData, size: int, device: torch.device) -> Iterator[Tensor]:
-    """Yield all images of a data set in batches."""
-    lists = [range(start, min(start + size, len(data))) for start in range(0, len(data), size)]
-    batches = loader(data, map(list, lists))
-    for image, _ in tqdm(batches, total=len(lists), desc="real images", unit="batch"):
-        if len(image):  # there is none where all are unusable
-            yield image.to(device)
+def check(options: Options) -> None:
+    """Check what can be checked before anything is loaded.
+
+    Raises:
+        UserError: a value makes no sense; the message names it.
+    """
+    if (options.model is None) == (options.samples is None):
+        raise UserError("say what to measure: model=NAME, or samples=FILE.npz, and not both")
+    if options.mode not in ("auto", "reconstruction", "generation"):
+        raise UserError(f"mode={options.mode}: use auto, reconstruction or generation")
+    if options.preset not in (None, "paper") or (options.preset and not options.model):
+        raise UserError(f"preset={options.preset}: use paper, of a published model, or null")
+    if options.reference not in ("test", "train") and not options.reference.endswith(".npz"):
+        raise UserError(f"reference={options.reference}: use test, train or a file *.npz")
+    check_least(options, {"number": 1, "seed": 0, "batch_size": 1, "size": 1, "spread": 0})
+    check_sampling(options.sampling)
+    if options.npz and (options.out is None or options.samples or options.mode == "reconstruction"):
+        raise UserError("npz=true writes samples of a model to the folder out=…: say both")
+    if options.out is not None:
+        check_writable(Path(options.out), f"out={options.out}")
 
 
-def reconstructions(
-    cfg: DictConfig, pipe: Pipeline, network: SmallClassifier, data: ImageData
-) -> dict[str, Any]:
-    """Return the figures of reconstructions of all images."""
-    images = real_images(data, cfg.batch_size, pipe.device)
-    likeness = Likeness(network)
-    return judging.reconstructions(pipe.tokenizer, pipe.schedule, images, pipe.device, likeness)
-
-
-def samples(
-    cfg: DictConfig, pipe: Pipeline, network: SmallClassifier, data: ImageData
-) -> dict[str, Any]:
-    """Return the Frechet distance of samples, as many of each class, and their label agreement."""
-    settings: dict[str, Any] = OmegaConf.to_container(cfg.sampling, resolve=True)  # type: ignore[assignment]
-    sampling = pipe.settings(**settings)
-    likeness = Likeness(network)
-    likeness.real(real_images(data, cfg.batch_size, pipe.device))
-    ids = [label for label in range(pipe.class_count) for _ in range(cfg.number)]
-    seeds, done, timed, seconds = range(cfg.seed, cfg.seed + len(ids)), 0, 0, 0.0
-    finish = finisher(pipe.device)
-    decoding, calls = Counted(made(cfg.decoding)(pipe)), list[int]()
-    batches = pipe.batches(
-        ids,
-        seeds,
-        sampling=sampling,
-        decoding=decoding,
-        cache=made(cfg.cache)(pipe),
-        batch_size=cfg.batch_size,
-        progress=True,
+def loaded(options: Options, device: torch.device) -> Pipeline:
+    """Return the pipeline of the model that is measured."""
+    dtype = parse_precision(options.precision, device)
+    return load(
+        str(options.model), device=device, dtype=dtype, compile=options.compile, files=options.files
     )
-    while done < len(ids):
-        start = perf_counter()
-        images = next(batches)[:, -1]
-        finish()
-        calls.append(decoding.runs[-1])  # of several attempts, that which memory sufficed for
-        if done or len(images) == len(ids):  # the first of several pays for warming up
-            seconds, timed = seconds + perf_counter() - start, timed + len(images)
-        label = torch.tensor(ids[done : done + len(images)], device=pipe.device)
-        likeness.fake(images, label)
-        done += len(images)
-    pace = {
-        "images_per_second": round(timed / seconds, 2),
-        "calls_per_batch": round(sum(calls) / len(calls), 2),
-    }
-    figures = {**likeness.report(), **pace}
-    return {"images": len(ids), "seed": cfg.seed, "sampling": vars(sampling), **figures}
+
+
+def real(options: Options) -> ImageData:
+    """Return the real images, without crops and flips.
+
+    Raises:
+        UserError: there is no such split, or it holds codes.
+    """
+    split = "test" if options.reference.endswith(".npz") else options.reference
+    if split not in options.data:
+        raise UserError(f"reference={split}: this data has no {split} split")
+    data: ImageData = made(options.data[split]).plain()
+    check_pixels(data, "var-evaluate")
+    return data
+
+
+def compared(options: Options, network: Network | None, data: ImageData | None) -> Reference | None:
+    """Return what is compared with; None: there is no network to do it.
+
+    Raises:
+        UserError: there are no real images.
+    """
+    if network is None:
+        return None
+    home = Path(options.statistics).expanduser() if options.statistics else None
+    how: dict[str, Any] = {"batch_size": options.batch_size, "home": home}
+    if options.reference.endswith(".npz"):
+        return reference.of_file(options.reference, network, **how)
+    if data is None:
+        raise UserError("there is nothing to compare with: say data=… or reference=FILE.npz")
+    return reference.of_data(data, options.reference, network, **how)
+
+
+def subject_of(
+    options: Options,
+    pipe: Pipeline | None,
+    network: Network | None,
+    data: ImageData | None,
+    published: Evaluation | None,
+) -> Subject:
+    """Return what is measured.
+
+    Raises:
+        UserError: what it takes is not there.
+    """
+    generation = options.mode == "generation" or (
+        options.mode == "auto" and (pipe is None or pipe.run.model is not None)
+    )
+    if not generation and pipe is not None:
+        if data is None:
+            raise UserError("there is nothing to reconstruct: say data=…")
+        near = lpips() if options.lpips else None
+        return Reconstruction(pipe, data, network, near, len(data.unusable))
+    if network is None:
+        raise UserError("samples are measured by what a network sees in them: say features=…")
+    if pipe is None:
+        return Stored.read(str(options.samples), network)
+    ours = {k: v for k, v in options.sampling.items() if v is not None}
+    theirs = dict(published.sampling) if published else {}
+    return Generation(
+        pipe,
+        network,
+        per_class=options.number or (published and published.per_class) or _PER_CLASS,
+        seed=options.seed,
+        sampling=pipe.settings(**cast(Any, theirs | ours)),
+        decoding=made(options.decoding)(pipe),
+        cache=made(options.cache)(pipe),
+        named={"decoding": decoding_of(options, pipe), "cache": chosen(options.cache)},
+        batch_size=options.batch_size,
+        size=options.size or (published.size if published else None),
+        keep=options.npz,
+    )
+
+
+def decoding_of(options: Options, pipe: Pipeline) -> dict[str, Any]:
+    """Return the decoding as `Pipeline` takes it: by name, with its settings."""
+    if options.decoding["_target_"] == "var.choices.recommended":
+        return dict(pipe.run.recipe.decoding or {"name": "sequential"})
+    return chosen(options.decoding)
+
+
+def lpips() -> Distance:
+    """Return LPIPS by the network of its paper, AlexNet.
+
+    Raises:
+        UserError: its package is missing, or its network cannot be fetched.
+    """
+    from var.tokenizers.perceptual import Perceptual
+
+    net: Any = Perceptual(net="alex").lpips
+    return lambda image, again: net(image * 2 - 1, again * 2 - 1).flatten()
 
 
 if __name__ == "__main__":

@@ -44,10 +44,8 @@ def reconstructions(
     scales = 1 if schedule.is_raster else len(schedule)
     counts, fidelity = torch.zeros(scales, vocabulary, device=device), psnr().to(device)
     for image in batches:
-        tokens = tokenizer.encode(image, schedule)
-        if vocabulary:
-            counts += count_codes([torch.cat(tokens, 1)] if scales == 1 else tokens, vocabulary)
-        again = tokenizer.decode(tokenizer.blank(len(image), schedule).write(*tokens))
+        again, used = reconstruct(tokenizer, schedule, image)
+        counts += used
         fidelity.update(again, image)
         if likeness is not None:
             likeness.real([image])
@@ -56,6 +54,20 @@ def reconstructions(
     if likeness is not None:
         figures["frechet_distance"] = likeness.report()["frechet_distance"]
     return figures | (codebook(reduce(counts, reduction="sum")) if vocabulary else {})
+
+
+def reconstruct(tokenizer: Tokenizer, schedule: Schedule, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Return images (B, 3, H, W) in [0, 1] made again, and how often each code served (K, V).
+
+    K is 1 where single cells are groups; V is 0 where there is no codebook.
+    """
+    vocabulary = tokenizer.terms.get("vocabulary", 0)  # none: continuous
+    tokens = tokenizer.encode(image, schedule)
+    again = tokenizer.decode(tokenizer.blank(len(image), schedule).write(*tokens))
+    groups = [torch.cat(tokens, 1)] if schedule.is_raster else tokens
+    if not vocabulary:
+        return again, image.new_zeros(len(groups), 0)
+    return again, count_codes(groups, vocabulary)
 
 
 def codebook(counts: Tensor) -> dict[str, list[float]]:

@@ -16,16 +16,20 @@ from var.errors import UserError
 from var.schedule import Schedule
 from var.systems import code, flowar, llamagen, mvar, sjd
 from var.systems import var as var_system
-from var.systems.base import Checkpoint, Config, Ladder, Parts, State, System
+from var.systems.base import Checkpoint, Config, Evaluation, Ladder, Parts, Score, State, System
+from var.systems.evaluations import EVALUATIONS
 from var.systems.files import locate, read_state
 
 __all__ = [
     "CHECKPOINTS",
     "Checkpoint",
+    "Evaluation",
     "Parts",
+    "Score",
     "as_if_released",
     "blueprint",
     "build",
+    "evaluation",
     "load_published",
 ]
 
@@ -126,6 +130,20 @@ def blueprint(name: str) -> Parts:
         raise UserError(f"{name} can be had with its published weights only")
     parts = _BLUEPRINTS[checkpoint.system](checkpoint.config)
     return _on(_LADDERS[checkpoint.system][checkpoint.size], parts) if "@" in name else parts
+
+
+def evaluation(name: str) -> Evaluation:
+    """Return the published figures of a released checkpoint, and how they came about.
+
+    Args:
+        name: a key of `CHECKPOINTS`.
+
+    Raises:
+        UserError: none are known of it.
+    """
+    if name not in EVALUATIONS:
+        raise UserError(f"no published figures of {name}; there are of: {', '.join(EVALUATIONS)}")
+    return EVALUATIONS[name]
 
 
 def load_published(name: str, folder: str | Path | None = None) -> Parts:

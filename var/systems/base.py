@@ -70,6 +70,50 @@ class Checkpoint:
     repositories: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
+@dataclass(frozen=True)
+class Score:
+    """A published figure of a checkpoint.
+
+    Attributes:
+        metric: by its name in reports of `var-evaluate`: FID, IS, precision, recall, or rFID, that
+            of a tokenizer's reconstructions.
+        value: as it was published.
+        source: who says so.
+    """
+
+    metric: str
+    value: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How the published figures of a checkpoint came about.
+
+    Attributes:
+        scores: of a metric on which sources disagree there are several, the one to reach first.
+        reference: the file of what generated images were measured against; of a tokenizer, the
+            images that it reconstructed.
+        size: side in pixels of the images that were measured.
+        sampling: keywords of `Sampling`; none for a tokenizer, which reconstructs the reference.
+        decoding: as in `Checkpoint`.
+        per_class: number of images of each class; None: as many as the reference has.
+        precision: None: it is not known.
+        resize: how generated images of another size came to `size`; None: they were of it.
+        notes: what the above does not say: what is not known, and where sources disagree.
+    """
+
+    scores: tuple[Score, ...]
+    reference: str
+    size: int
+    sampling: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    decoding: Config | None = None
+    per_class: int | None = None
+    precision: str | None = None
+    resize: str | None = None
+    notes: tuple[str, ...] = ()
+
+
 class System(Protocol):
     """What a module of `var.systems` offers."""
 

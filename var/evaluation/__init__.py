@@ -1,0 +1,1 @@
+"""How good images are: reports of figures, and what they are held against."""

@@ -1,0 +1,87 @@
+"""Samples in an `.npz` file, whoever made them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from var.digests import checksum
+from var.errors import UserError
+from var.evaluation import npz, scoring
+from var.evaluation.parts import Parts
+from var.evaluation.reference import Reference
+from var.evaluation.scoring import Scores
+from var.evaluation.subject import Notes
+from var.metrics.networks import Network
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The images of a file.
+
+    Attributes:
+        batch: the file.
+        network: who looks.
+    """
+
+    batch: npz.Batch
+    network: Network
+
+    kind = "generation"
+
+    @classmethod
+    def read(cls, path: str | Path, network: Network) -> Stored:
+        """Return the images of a file.
+
+        Raises:
+            UserError: it cannot be read, or holds no images.
+        """
+        batch = npz.Batch(path)
+        if not len(batch):
+            raise UserError(f"samples={path} holds no images, {npz.IMAGES}, only moments")
+        return cls(batch, network)
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return len(self.batch)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the sha256 of the file."""
+        return {"samples": checksum(self.batch.path)}
+
+    def fill(self, parts: Parts, todo: Sequence[int], bar: bool) -> None:
+        """Make parts: `features` (n, D), what else is seen, and `label` (n,), 0 throughout."""
+        device = next(cast(nn.Module, self.network).parameters()).device
+        # A compressed file can only be read from its beginning.
+        every = islice(self.batch.batches(parts.size), len(parts.ranges))
+        wanted = set(todo)
+        with tqdm(total=len(todo), unit="batch", disable=not bar) as shown:
+            for part, images in enumerate(every):
+                if part in wanted:
+                    parts.add(part, self._seen(images.to(device)), images=len(images))
+                    shown.update()
+
+    @torch.inference_mode()
+    def _seen(self, images: Tensor) -> dict[str, Tensor]:
+        seen = self.network(images)._asdict()
+        found = {name: value for name, value in seen.items() if value is not None}
+        return {"label": torch.zeros(len(images), dtype=torch.int64), **found}
+
+    def scores(
+        self, found: Mapping[str, Tensor], reference: Reference | None, draws: int
+    ) -> Scores:
+        """Return Frechet distances, precision and recall."""
+        assert reference is not None
+        return scoring.of_features(found, reference, self.network, draws)
+
+    def results(self, found: Mapping[str, Tensor], notes: Notes) -> dict[str, Any]:
+        """Return nothing: there is no model."""
+        return {}
