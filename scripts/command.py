@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from var.errors import UserError
-from var.recipe import parse_sampling
+from var.recipe import Recipe, parse_sampling
 from var.scripts import slurm
 
 Task = Callable[[DictConfig], None]
@@ -117,6 +117,19 @@ def made(node: Any) -> Any:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         raise
+
+
+def named(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a choice of a config as `Pipeline` takes it: by name, with its settings."""
+    settings = {k: v for k, v in node.items() if not k.startswith("_")}
+    return {"name": node["_target_"].rpartition(".")[2], **settings}
+
+
+def named_decoding(node: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """Return the decoding of a config, by name; what is recommended as what it stands for."""
+    chosen = named(node)
+    recommended = chosen["name"] == "recommended"
+    return dict(recipe.decoding or {"name": "sequential"}) if recommended else chosen
 
 
 def check_least(options: object, least: Mapping[str, int]) -> None:

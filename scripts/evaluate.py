@@ -27,10 +27,16 @@ from var.evaluation.subject import Subject
 from var.metrics.networks import Network
 from var.pipeline import Pipeline, load
 from var.published import Evaluation, evaluation
-from var.scripts.command import check_least, check_sampling, check_writable, command, made
-from var.scripts.sample import chosen
-from var.training.parallel import alone
-from var.training.parallel import chosen as agreed
+from var.scripts.command import (
+    check_least,
+    check_sampling,
+    check_writable,
+    command,
+    made,
+    named,
+    named_decoding,
+)
+from var.training.parallel import alone, chosen
 
 log = logging.getLogger("var.scripts.evaluate")
 _PER_CLASS = 1000
@@ -58,6 +64,7 @@ class Options:
     sampling: dict[str, Any]
     decoding: dict[str, Any]
     cache: dict[str, Any]
+    search: dict[str, Any]
     device: str
     precision: str
     compile: bool
@@ -84,7 +91,7 @@ def main(cfg: DictConfig) -> None:
     subject = subject_of(options, pipe, network, data, published)
     with ExitStack() as stack:
         # Nobody asks for the folder again: it goes when all is done.
-        place = options.out or agreed(stack.enter_context(tempfile.TemporaryDirectory()))
+        place = options.out or chosen(stack.enter_context(tempfile.TemporaryDirectory()))
         measurement = Measurement(
             subject,
             network,
@@ -203,18 +210,16 @@ def subject_of(
         sampling=pipe.settings(**cast(Any, theirs | ours)),
         decoding=made(options.decoding)(pipe),
         cache=made(options.cache)(pipe),
-        named={"decoding": decoding_of(options, pipe), "cache": chosen(options.cache)},
+        search=made(options.search),
+        named={
+            "decoding": named_decoding(options.decoding, pipe.run.recipe),
+            "cache": named(options.cache),
+            "search": named(options.search),
+        },
         batch_size=options.batch_size,
         size=options.size or (published.size if published else None),
         keep=options.npz,
     )
-
-
-def decoding_of(options: Options, pipe: Pipeline) -> dict[str, Any]:
-    """Return the decoding as `Pipeline` takes it: by name, with its settings."""
-    if options.decoding["_target_"] == "var.choices.recommended":
-        return dict(pipe.run.recipe.decoding or {"name": "sequential"})
-    return chosen(options.decoding)
 
 
 def lpips() -> Distance:

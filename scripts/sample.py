@@ -6,7 +6,7 @@ import logging
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
@@ -27,7 +27,15 @@ from var.labels import class_name
 from var.pipeline import Pipeline, load
 from var.pixels import to_uint8
 from var.png import grid, save_png
-from var.scripts.command import check_least, check_sampling, check_writable, command, made
+from var.scripts.command import (
+    check_least,
+    check_sampling,
+    check_writable,
+    command,
+    made,
+    named,
+    named_decoding,
+)
 from var.search import Search
 
 log = logging.getLogger("var.scripts.sample")
@@ -194,31 +202,17 @@ class Job:
         }
 
     def _common(self) -> dict[str, Any]:
-        options, heeded = self.options, self.pipe.model.head.heeds
-        sampling = {name: value for name, value in asdict(self.sampling).items() if name in heeded}
+        options = self.options
         return {
             "version": var.__version__,
             "model": options.model,
-            "sampling": {name: value for name, value in sampling.items() if value is not None},
+            "sampling": self.sampling.heeded(self.pipe.model.head.heeds),
             "precision": precision_name(self.pipe.dtype),
-            "decoding": self._choice(),
-            "cache": chosen(options.cache),
-            "edit": chosen(options.edit),
-            "search": chosen(options.search),
+            "decoding": named_decoding(options.decoding, self.pipe.run.recipe),
+            "cache": named(options.cache),
+            "edit": named(options.edit),
+            "search": named(options.search),
         }
-
-    def _choice(self) -> dict[str, Any]:
-        """Return the decoding as `Pipeline` takes it: by name, with its settings."""
-        target, recipe = self.options.decoding["_target_"], self.pipe.run.recipe
-        if target == "var.choices.recommended":
-            return dict(recipe.decoding or {"name": "sequential"})
-        return chosen(self.options.decoding)
-
-
-def chosen(node: dict[str, Any]) -> dict[str, Any]:
-    """Return a choice as `Pipeline` takes it: by name, with its settings."""
-    settings = {k: v for k, v in node.items() if not k.startswith("_")}
-    return {"name": node["_target_"].rpartition(".")[2], **settings}
 
 
 def output(cfg: DictConfig) -> Path:
@@ -240,14 +234,14 @@ def check(options: Options, out: Path) -> None:
     least = {"number": 1, "seed": 0, "batch_size": 1, "upscale": 1, "columns": 1}
     check_least(options, least)
     check_sampling(options.sampling)
-    if chosen(options.search)["name"] != "none":
-        edit = chosen(options.edit)["name"]
+    if named(options.search)["name"] != "none":
+        edit = named(options.edit)["name"]
         if options.steps or edit != "none":
             what = "steps=true" if options.steps else f"edit={edit}"
             raise UserError(f"search delivers finished images that begin with nothing: not {what}")
     for name in ("image", "mask"):
         if getattr(options, name) is not None and name not in options.edit:
-            kind = chosen(options.edit)["name"]
+            kind = named(options.edit)["name"]
             raise UserError(
                 f"{name}={getattr(options, name)} is of no use to edit={kind}: leave it out, or "
                 "say edit=inpaint"

@@ -6,7 +6,7 @@ Frozen values on the ground floor; heads and decodings read them, nobody changes
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypedDict
@@ -142,6 +142,10 @@ class Sampling:
         """Guidance scale at the first and at the last group."""
         assert isinstance(self.guidance, tuple)
         return self.guidance
+
+    def heeded(self, heeds: Collection[str]) -> dict[str, Any]:
+        """Return those settings that a head heeds, by name, but none that is None."""
+        return {k: v for k, v in vars(self).items() if k in heeds and v is not None}
 
     def check(self, groups: int) -> None:
         """Check that what is given group by group is given for so many groups.

@@ -16,11 +16,12 @@ import torch
 from hydra import compose, initialize_config_module
 from safetensors.torch import save_file
 
+import var
 from tests.data.odd import picture
 from tests.fakes import fake_fashion_mnist
 from var import store
 from var.errors import UserError
-from var.metrics.features import SmallClassifier
+from var.metrics.features import SmallClassifier, small_classifier
 from var.models.var import VAR
 from var.pipeline import load
 from var.pixels import to_uint8
@@ -164,6 +165,22 @@ def test_samples_are_written_for_other_suites_and_read_from_files(
     itself = evaluate(place, *stored, f"reference={tmp_path}/samples.npz", "data=none")
     assert value(itself) == pytest.approx(0, abs=1e-6)
     assert value(itself, "precision") == value(itself, "recall") == 1
+
+
+def test_the_best_of_several_are_measured_as_samples_are(place: Path, tmp_path: Path) -> None:
+    net = place / "net.safetensors"
+    search = ("search=best_of", "search.number=3", f"search.features.path={net}")
+    report = evaluate(place, "number=2", *search, "npz=true", out=tmp_path)
+    assert report["search"]["number"] == 3 and report["images"] == 20
+    scorer = var.ClassLogProbability(
+        small_classifier(net, mean=[0.286], deviation=[0.353], padding=2)
+    )
+    labels = [label for label in range(10) for _ in range(2)]
+    pipe = load(place / "run")
+    best = var.best_of(pipe, labels, number=3, scorer=scorer, batch_size=4).images[:, 0]
+    with np.load(tmp_path / "samples.npz") as file:
+        rows = sorted(image.tobytes() for image in file["arr_0"])
+    assert rows == sorted(x.numpy().tobytes() for x in to_uint8(best).permute(0, 2, 3, 1))
 
 
 def test_images_are_resized_before_they_are_measured(place: Path, tmp_path: Path) -> None:

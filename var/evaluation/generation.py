@@ -22,6 +22,7 @@ from var.evaluation.subject import Notes, look
 from var.metrics.networks import Network
 from var.pipeline import Pipeline
 from var.sampling import Sampling
+from var.search import Search
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,12 @@ class Generation:
     Attributes:
         pipe: who draws.
         network: who looks.
-        per_class: samples of each class; image i of all has the random stream `seed + i`.
+        per_class: samples of each class; image i of all has the random stream `seed + i`,
+            the candidates of a search have as many as they are.
         seed: of the first.
         sampling, decoding, cache: see `Pipeline.batches`.
-        named: decoding and cache as `Pipeline` takes them, by name, with their settings.
+        search: of how many candidates each is the best; None: every one that is drawn counts.
+        named: decoding, cache and search by name, with their settings.
         batch_size: images at a time, and of a part.
         size: side in pixels to which images are resized, see `look`; None: as they are.
         keep: keep the images themselves.
@@ -47,6 +50,7 @@ class Generation:
     sampling: Sampling
     decoding: Decoding
     cache: CacheKind
+    search: Search | None
     named: Mapping[str, Mapping[str, Any]]
     batch_size: int
     size: int | None = None
@@ -68,12 +72,10 @@ class Generation:
 
     def settings(self) -> dict[str, Any]:
         """Return what samples depend on."""
-        heeds = self.pipe.model.head.heeds
-        sampling = {k: v for k, v in vars(self.sampling).items() if k in heeds and v is not None}
         return {
             "per_class": self.per_class,
             "seed": self.seed,
-            "sampling": sampling,
+            "sampling": self.sampling.heeded(self.pipe.model.head.heeds),
             **self.named,
             "size": self.size,
         }
@@ -86,15 +88,7 @@ class Generation:
         """
         labels, decoding = self.labels, Counted(self.decoding)
         numbers = [i for part in todo for i in parts.ranges[part]]
-        batches = self.pipe.batches(
-            [labels[i] for i in numbers],
-            [self.seed + i for i in numbers],
-            sampling=self.sampling,
-            decoding=decoding,
-            cache=self.cache,
-            batch_size=self.batch_size,
-            progress=bar,
-        )
+        batches = self._drawn([labels[i] for i in numbers], numbers, decoding, bar)
         groups = _grouped(batches, [len(parts.ranges[part]) for part in todo])
         finish = finisher(self.pipe.device)
         for turn, part in enumerate(todo):
@@ -106,6 +100,19 @@ class Generation:
             label = torch.tensor([labels[i] for i in mine])
             seen = look(images, self.network, self.size, keep=self.keep)
             parts.add(part, {"label": label, **seen}, images=len(mine), **warm)
+
+    def _drawn(
+        self, labels: list[int], numbers: list[int], decoding: Decoding, bar: bool
+    ) -> Iterator[Tensor]:
+        """Yield samples (b, 3, H, W) of some numbers among all, batch by batch."""
+        how: dict[str, Any] = {"sampling": self.sampling, "cache": self.cache, "progress": bar}
+        how |= {"decoding": decoding, "batch_size": self.batch_size}
+        if self.search is None:
+            seeds = [self.seed + number for number in numbers]
+            return (images[:, -1] for images in self.pipe.batches(labels, seeds, **how))
+        firsts = [self.seed + number * self.search.number for number in numbers]
+        found = self.search.batches(self.pipe, labels, firsts, **how)
+        return (best.images[:, 0] for best in found)
 
     def scores(
         self, found: Mapping[str, Tensor], reference: Reference | None, draws: int
@@ -133,7 +140,7 @@ def _grouped(batches: Iterator[Tensor], sizes: Sequence[int]) -> Iterator[Tensor
     images: list[Tensor] = []
     for size in sizes:
         while sum(map(len, images)) < size:
-            images.append(next(batches)[:, -1])
+            images.append(next(batches))
         whole = torch.cat(images)
         images = [whole[size:]]
         yield whole[:size]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -89,8 +90,11 @@ def small_classifier(path: str | Path, **shape: Any) -> SmallClassifier:
     if not Path(path).is_file():
         raise UserError(f"no feature network at {path}: set features.path to its safetensors file")
     net = SmallClassifier(**shape)
-    state = {f"layers.{key}": value for key, value in load_file(path).items()}
-    missing, unknown = net.load_state_dict(state, strict=False)
+    try:
+        state = {f"layers.{key}": value for key, value in load_file(path).items()}
+        missing, unknown = net.load_state_dict(state, strict=False)
+    except (RuntimeError, SafetensorError) as error:
+        raise UserError(f"{path} is another network: {error}") from error
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing or unknown:
         raise UserError(f"{path} is another network: missing {missing}, unknown {unknown}")
