@@ -34,6 +34,8 @@ def found(patterns: list[str]) -> list[Path]:
     paths: list[Path] = []
     for pattern in patterns:
         hits = sorted(map(Path, glob.glob(str(pattern), recursive=True)))
+        if len(hits) > 1:  # a star meets much else
+            hits = [hit for hit in hits if hit.is_dir() or hit.suffix == ".json"]
         files = [hit / "report.json" if hit.is_dir() else hit for hit in hits]
         if not (there := [file for file in files if file.is_file()]):
             raise UserError(f"reports={pattern}: there is no report.json; var-evaluate writes them")

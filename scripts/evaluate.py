@@ -36,6 +36,7 @@ from var.scripts.command import (
     named,
     named_decoding,
 )
+from var.scripts.parts import check_sizes
 from var.training.parallel import alone, chosen
 
 log = logging.getLogger("var.scripts.evaluate")
@@ -98,19 +99,20 @@ def main(cfg: DictConfig) -> None:
             Path(place),
             model=str(options.model or options.samples),
             pipe=pipe,
+            device=device,
             batch_size=options.batch_size,
             preset=options.preset,
         )
         against: list[Reference | None] = []
-        alone(lambda: against.append(compared(options, network, data)))  # before the long work
+        # Before the long work, in which it could be missed.
+        alone(lambda: against.append(compared(options, network, data, subject.size)))
         measurement.fill(options.progress)
-        state.wait_for_everyone()
 
         def finish() -> None:
             report = measurement.report(against[0], draws=options.spread)
-            log.info("%s", text(report, published))
             if options.out is not None:
                 measurement.write(report, published, images=options.npz)
+            log.info("%s", text(report, published))
 
         alone(finish)
 
@@ -129,6 +131,9 @@ def check(options: Options) -> None:
         raise UserError(f"preset={options.preset}: use paper, of a published model, or null")
     if options.reference not in ("test", "train") and not options.reference.endswith(".npz"):
         raise UserError(f"reference={options.reference}: use test, train or a file *.npz")
+    drawn = [options.number, *options.sampling.values()]
+    if options.samples and (options.mode == "reconstruction" or drawn != [None] * len(drawn)):
+        raise UserError(f"samples={options.samples} are drawn already: leave out how to draw them")
     check_least(options, {"number": 1, "seed": 0, "batch_size": 1, "size": 1, "spread": 0})
     check_sampling(options.sampling)
     if options.npz and (options.out is None or options.samples or options.mode == "reconstruction"):
@@ -159,21 +164,30 @@ def real(options: Options) -> ImageData:
     return data
 
 
-def compared(options: Options, network: Network | None, data: ImageData | None) -> Reference | None:
-    """Return what is compared with; None: there is no network to do it.
+def compared(
+    options: Options, network: Network | None, data: ImageData | None, size: int
+) -> Reference | None:
+    """Return what images of a size are compared with; None: there is no network to do it.
 
     Raises:
-        UserError: there are no real images.
+        UserError: there are no real images, or they are of another size.
     """
     if network is None:
         return None
     home = Path(options.statistics).expanduser() if options.statistics else None
     how: dict[str, Any] = {"batch_size": options.batch_size, "home": home}
     if options.reference.endswith(".npz"):
-        return reference.of_file(options.reference, network, **how)
-    if data is None:
+        found = reference.of_file(options.reference, network, **how)
+    elif data is not None:
+        found = reference.of_data(data, options.reference, network, **how)
+    else:
         raise UserError("there is nothing to compare with: say data=… or reference=FILE.npz")
-    return reference.of_data(data, options.reference, network, **how)
+    if found.size not in (0, size):
+        raise UserError(
+            f"{found.name} has images of {found.size} pixels, those to be measured have {size}: "
+            f"say size={found.size}, which resizes samples, or take another reference"
+        )
+    return found
 
 
 def subject_of(
@@ -191,15 +205,28 @@ def subject_of(
     generation = options.mode == "generation" or (
         options.mode == "auto" and (pipe is None or pipe.run.model is not None)
     )
+    if published is not None and generation != bool(published.sampling):
+        kind = "generation" if published.sampling else "reconstruction"
+        raise UserError(
+            f"preset=paper: the figures of {options.model} are of {kind}, say mode=auto"
+        )
     if not generation and pipe is not None:
         if data is None:
             raise UserError("there is nothing to reconstruct: say data=…")
-        near = lpips() if options.lpips else None
+        near = lpips(pipe.device) if options.lpips else None
+        check_sizes(pipe.tokenizer, pipe.schedule, data)
         return Reconstruction(pipe, data, network, near, len(data.unusable))
     if network is None:
         raise UserError("samples are measured by what a network sees in them: say features=…")
     if pipe is None:
-        return Stored.read(str(options.samples), network)
+        return Stored.read(str(options.samples), network, options.size)
+    return samples(options, pipe, network, published)
+
+
+def samples(
+    options: Options, pipe: Pipeline, network: Network, published: Evaluation | None
+) -> Generation:
+    """Return the samples that are drawn: as published, unless the options say otherwise."""
     ours = {k: v for k, v in options.sampling.items() if v is not None}
     theirs = dict(published.sampling) if published else {}
     return Generation(
@@ -217,12 +244,12 @@ def subject_of(
             "search": named(options.search),
         },
         batch_size=options.batch_size,
-        size=options.size or (published.size if published else None),
+        resize=options.size or (published.size if published else None),
         keep=options.npz,
     )
 
 
-def lpips() -> Distance:
+def lpips(device: torch.device) -> Distance:
     """Return LPIPS by the network of its paper, AlexNet.
 
     Raises:
@@ -230,7 +257,7 @@ def lpips() -> Distance:
     """
     from var.tokenizers.perceptual import Perceptual
 
-    net: Any = Perceptual(net="alex").lpips
+    net: Any = Perceptual(net="alex").lpips.to(device).eval()
     return lambda image, again: net(image * 2 - 1, again * 2 - 1).flatten()
 
 

@@ -19,7 +19,7 @@ def fill(parts: Parts, *numbers: int) -> None:
     for number in numbers:
         here = parts.ranges[number]
         parts.add(
-            number, {"x": torch.arange(here.start, here.stop), "y": torch.ones(len(here))}, n=1
+            number, {"x": torch.arange(here.start, here.stop), "label": torch.ones(len(here))}, n=1
         )
 
 
@@ -28,7 +28,7 @@ def test_parts_are_collected_in_order_whoever_made_them(tmp_path: Path) -> None:
     assert parts.missing() == [0, 1, 2]
     fill(parts, 2, 0, 1)
     assert made(tmp_path).missing() == []
-    found = made(tmp_path).collected(leave=("y",))
+    found = made(tmp_path).collected(leave=("label",))
     assert list(found) == ["x"] and torch.equal(found["x"], torch.arange(7))
     assert list(parts.notes()) == [{"n": 1}] * 3
     assert torch.equal(parts.one(4, "x"), torch.tensor([4]))
@@ -42,6 +42,16 @@ def test_what_is_missing_or_damaged_is_made_again(tmp_path: Path) -> None:
         parts.collected()
     (tmp_path / "00001.safetensors").write_bytes(b"cut short")
     assert made(tmp_path).missing() == [1, 2]
+    blob = bytearray((tmp_path / "00000.safetensors").read_bytes())
+    blob[-1] ^= 1  # a single bit of the data
+    (tmp_path / "00000.safetensors").write_bytes(blob)
+    assert made(tmp_path).missing() == [0, 1, 2]
+
+
+def test_parts_that_lack_what_is_needed_are_made_again(tmp_path: Path) -> None:
+    parts = made(tmp_path)
+    fill(parts, 0, 1, 2)
+    assert parts.missing(["x"]) == [] and parts.missing(["x", "image"]) == [0, 1, 2]
 
 
 def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:

@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.data.odd import picture
+from var.data.folder import image_folder
 from var.data.images import TensorImages
 from var.errors import UserError
 from var.evaluation import reference
-from var.metrics.networks import Seen
+from var.metrics.features import SmallClassifier
+from var.metrics.networks import Seen, identity
 from var.metrics.scores import Moments
 
 PIXELS = torch.randint(0, 256, (40, 3, 4, 4), generator=torch.Generator().manual_seed(0)).byte()
@@ -55,7 +58,16 @@ def test_they_are_found_out_once(tmp_path: Path) -> None:
     first, again = Eye(spatial=True), Eye(spatial=True)
     old, new = find(first, tmp_path), find(again, tmp_path)
     assert (first.looks, again.looks) == (40, 0)
-    assert old.plain() == new.plain() == {"name": "pixels test", "images": 40, "sha256": old.sha256}
+    assert (
+        old.plain()
+        == new.plain()
+        == {
+            "name": "pixels test",
+            "images": 40,
+            "size": 4,
+            "sha256": old.sha256,
+        }
+    )
     for a, b in ((old.moments, new.moments), (old.spatial, new.spatial)):
         assert a is not None and b is not None
         assert np.array_equal(a.mean, b.mean) and np.array_equal(a.covariance, b.covariance)
@@ -113,3 +125,40 @@ def test_moments_without_images_serve_inception_only(tmp_path: Path) -> None:
 def test_one_image_is_too_few() -> None:
     with pytest.raises(UserError, match="1 images are too few"):
         find(Eye(), None, count=1)
+
+
+def test_folders_of_equal_names_have_their_own_and_so_do_files_that_changed(tmp_path: Path) -> None:
+    home, eye = tmp_path / "home", Eye()
+    signs = []
+    for folder, shift in (("a", 0), ("b", 1), ("a", 2)):
+        picture(shift, (8, 8)).save(made(tmp_path / folder) / "0.png")
+        picture(shift + 5, (8, 8)).save(made(tmp_path / folder) / "1.png")
+        images = image_folder(root=tmp_path / folder, train=False, size=8, workers=0).plain()
+        signs.append(reference.of_data(images, "test", eye, batch_size=7, home=home).sha256)
+    assert len(set(signs)) == 3 and eye.looks == 6
+
+
+def made(folder: Path) -> Path:
+    """Return the folder of a class, made if it is not there."""
+    (folder / "any").mkdir(parents=True, exist_ok=True)
+    return folder / "any"
+
+
+def test_networks_that_differ_in_more_than_weights_have_their_own() -> None:
+    torch.manual_seed(0)
+    state = SmallClassifier(mean=[0.5], deviation=[0.3]).state_dict()
+    signs = set()
+    for shape in ({}, {"padding": 1}, {"side": 32}, {"mean": [0.4]}, {"name": "FD-other"}):
+        network = SmallClassifier(**{"mean": [0.5], "deviation": [0.3], **shape})  # type: ignore[arg-type]
+        network.load_state_dict(state)
+        signs.add(identity(network))
+    assert len(signs) == 5
+
+
+def test_a_place_where_nothing_can_be_kept_costs_only_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "home").write_text("no folder")
+    with caplog.at_level(logging.WARNING):
+        assert find(Eye(), tmp_path / "home").images == 40
+    assert "is not kept" in caplog.text

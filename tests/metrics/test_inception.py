@@ -39,6 +39,13 @@ def test_inception_sees_features_logits_without_bias_and_places(
     assert seen.logits is not None and seen.spatial is not None
     torch.testing.assert_close(seen.logits, seen.features @ state["fc.weight"].T)
     assert seen.spatial.shape == (2, 7 * 17 * 17) and seen.spatial.min() >= 0
+    places: list[Tensor] = []
+    net.extractor.get_submodule("Mixed_6d").branch1x1.register_forward_hook(
+        lambda module, given, out: places.append(out)
+    )
+    net(IMAGES)
+    by_place = seen.spatial.view(2, 17, 17, 7)
+    torch.testing.assert_close(by_place[1, 3, 5], places[0][1, :7, 3, 5], rtol=1e-4, atol=1e-4)
     again: Seen = inception(tmp_path / "net.safetensors")(IMAGES[1:])
     torch.testing.assert_close(again.spatial, seen.spatial[1:], rtol=1e-4, atol=1e-4)
 
@@ -77,10 +84,11 @@ class Small(nn.Module):
 
 
 def test_a_network_of_timm_gets_images_of_its_size_and_scale() -> None:
-    seen = Vision(Small(), "FD-small")(IMAGES)
+    seen = Vision(Small(), "small")(IMAGES)
     expected = (IMAGES.float() / 255).mean(dim=(2, 3)) * 2 - 1
     torch.testing.assert_close(seen.features, expected, atol=0.02, rtol=0)
     assert seen.logits is None and seen.spatial is None
+    assert Vision(Small(), "small").name == "FD-small-8"
 
 
 def test_an_unknown_network_is_named() -> None:

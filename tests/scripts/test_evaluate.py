@@ -65,7 +65,7 @@ def evaluate(place: Path, *overrides: str, out: Path | None = None) -> dict[str,
         settings |= {"statistics": "null", "progress": "false"}
         settings |= dict(override.split("=", 1) for override in overrides)
         for group, needless in (("data", "data.root"), ("features", "features.path")):
-            if settings.get(group) == "none":
+            if settings.get(group) in ("none", "digits_cnn"):
                 del settings[needless]
         with initialize_config_module("var.configs", version_base="1.3"):
             main(compose("evaluate", overrides=[f"{k}={v}" for k, v in settings.items()]))
@@ -184,9 +184,17 @@ def test_the_best_of_several_are_measured_as_samples_are(place: Path, tmp_path: 
 
 
 def test_images_are_resized_before_they_are_measured(place: Path, tmp_path: Path) -> None:
-    evaluate(place, "number=1", "npz=true", "size=64", out=tmp_path)
+    with pytest.raises(UserError, match="images of 32 pixels, those to be measured have 64"):
+        evaluate(place, "number=1", "size=64")
+    np.savez(tmp_path / "real.npz", arr_0=np.zeros((5, 64, 64, 3), np.uint8))
+    how = (f"reference={tmp_path}/real.npz", "features.side=null", "number=1")
+    report = evaluate(place, *how, "npz=true", "size=64", out=tmp_path)
+    assert report["size"] == report["reference"]["size"] == 64
     with np.load(tmp_path / "samples.npz") as file:
         assert file["arr_0"].shape == (10, 64, 64, 3)
+    stored = ("model=null", f"samples={tmp_path}/samples.npz", "data=none", "size=32")
+    with pytest.raises(UserError, match="is for images of 32 pixels"):
+        evaluate(place, *stored, f"reference={tmp_path}/real.npz")
 
 
 def test_two_processes_measure_what_one_does(place: Path, tmp_path: Path) -> None:
@@ -223,6 +231,7 @@ def test_published_settings_and_figures_stand_beside(
         ("reference=none.npz", "cannot read none.npz"),
         ("out=/dev/null/figures", "cannot write out=/dev/null/figures"),
         ("samples=x.npz", "and not both"),
+        ("features=digits_cnn", "FD-DigitsCNN is for images of 16 pixels"),
         ("model=null", "say what to measure"),
         ("preset=papers", "preset=papers: use paper"),
         ("preset=paper", "no published figures of"),

@@ -122,15 +122,31 @@ class Files(Images):
         digest.update(self.labels.numpy().data)
         return digest.hexdigest()
 
+    def version(self) -> str:
+        """Return the sha256 of the digest, and of where, how long and how old each file is."""
+        root = self.root.resolve()
+        digest = hashlib.sha256(f"{self.digest()} {root}".encode())
+        for path in dict.fromkeys(self.path(index) for index in range(len(self))):
+            try:
+                stat = path.stat()
+            except OSError:  # it will be found unusable
+                continue
+            digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}".encode())
+        return digest.hexdigest()
+
     def plain(self) -> ImageData:
         """Return the same images, of each the centre; unusable ones are left out of batches."""
         twin = copy(self)
         twin.crop, twin.replace, twin.unusable = None, False, dict(self.unusable)
         return twin  # pyright: ignore[reportReturnType]
 
+    def path(self, index: int) -> Path:
+        """Return the file that an image is in."""
+        return self.root / os.fsdecode(self.files[index])
+
     def open(self, index: int) -> Path | io.BytesIO:
         """Return what Pillow reads an image from."""
-        return self.root / os.fsdecode(self.files[index])
+        return self.path(index)
 
     def _usable(self, number: int) -> tuple[Tensor, int] | None:
         """Return the image of a number, or the next one that can be used; and its index.

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -74,6 +74,10 @@ class ImageData(Protocol):
         """Return a sha256 that tells it from others, as far as that can be had in little time."""
         ...
 
+    def version(self) -> str:
+        """Return a sha256 that changes, besides, with the files that it is read from."""
+        ...
+
     def reader(self, tokenizer: Tokenizer, schedule: Schedule) -> Tokenizer:
         """Return the tokenizer that reads what this data set hands out.
 
@@ -94,6 +98,10 @@ class Images(Dataset[Batch]):
     def plain(self) -> ImageData:
         """Return the data set itself: nothing in it is random."""
         return self  # pyright: ignore[reportReturnType]
+
+    def version(self) -> str:
+        """Return the digest: it knows all that is handed out."""
+        return cast(ImageData, self).digest()
 
     def reader(self, tokenizer: Tokenizer, schedule: Schedule) -> Tokenizer:
         """Return the tokenizer itself: it reads pixels."""

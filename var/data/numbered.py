@@ -40,6 +40,10 @@ class Numbered(Images):
         """Return the sha256 of the other data set: nothing is read in another way."""
         return self.data.digest()
 
+    def version(self) -> str:
+        """Return that of the other data set, see `ImageData`."""
+        return self.data.version()
+
     def reader(self, tokenizer: Tokenizer, schedule: Schedule) -> Tokenizer:
         """Return the tokenizer that reads what the other data set hands out."""
         return self.data.reader(tokenizer, schedule)

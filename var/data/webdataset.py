@@ -57,10 +57,14 @@ class Shards(Files):
         )
         self.start, self.bytes = members.start, members.size
 
+    def path(self, index: int) -> Path:
+        """Return the shard that an image is in."""
+        return self.root / os.fsdecode(self.files[index].partition(b"/")[0])
+
     def open(self, index: int) -> io.BytesIO:
         """Return the bytes of a member."""
         # Opened anew each time: there may be more shards than files that can be open.
-        with open(self.root / os.fsdecode(self.files[index].partition(b"/")[0]), "rb") as shard:
+        with self.path(index).open("rb") as shard:
             shard.seek(self.start[index])
             return io.BytesIO(shard.read(self.bytes[index]))
 

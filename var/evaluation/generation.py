@@ -39,7 +39,7 @@ class Generation:
         search: of how many candidates each is the best; None: every one that is drawn counts.
         named: decoding, cache and search by name, with their settings.
         batch_size: images at a time, and of a part.
-        size: side in pixels to which images are resized, see `look`; None: as they are.
+        resize: side in pixels to which images are resized, see `look`; None: as they are.
         keep: keep the images themselves.
     """
 
@@ -53,7 +53,7 @@ class Generation:
     search: Search | None
     named: Mapping[str, Mapping[str, Any]]
     batch_size: int
-    size: int | None = None
+    resize: int | None = None
     keep: bool = False
 
     kind = "generation"
@@ -77,8 +77,17 @@ class Generation:
             "seed": self.seed,
             "sampling": self.sampling.heeded(self.pipe.model.head.heeds),
             **self.named,
-            "size": self.size,
         }
+
+    @property
+    def size(self) -> int:
+        """Side of the images that are measured, in pixels."""
+        return self.resize or self.pipe.schedule.grids[-1][0] * self.pipe.tokenizer.factor
+
+    @property
+    def needed(self) -> Sequence[str]:
+        """The images, if they are to be kept."""
+        return ("image",) if self.keep else ()
 
     def fill(self, parts: Parts, todo: Sequence[int], bar: bool) -> None:
         """Make parts: `label` (n,), `features` (n, D), what else is seen and, if kept, `image`.
@@ -98,7 +107,7 @@ class Generation:
             took = {"seconds": perf_counter() - start, "calls": decoding.runs[-1]}
             warm = took if turn or len(todo) == 1 else {}
             label = torch.tensor([labels[i] for i in mine])
-            seen = look(images, self.network, self.size, keep=self.keep)
+            seen = look(images, self.network, self.resize, keep=self.keep)
             parts.add(part, {"label": label, **seen}, images=len(mine), **warm)
 
     def _drawn(
@@ -120,8 +129,10 @@ class Generation:
         """Return Frechet distances, precision, recall and, where classes are told, agreement."""
         assert reference is not None
         scores = scoring.of_features(found, reference, self.network, draws)
-        if self.network.labelled and "logits" in found:
-            scores["label_agreement"] = scoring.agreement(found["logits"], found["label"])
+        logits, label = found.get("logits"), found["label"]
+        known = logits is not None and logits.shape[1] == self.pipe.class_count
+        if self.network.labelled and known and label.min() >= 0:
+            scores["label_agreement"] = scoring.agreement(found["logits"], label)
         return scores
 
     def results(self, found: Mapping[str, Tensor], notes: Notes) -> dict[str, Any]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import cast
 
 import torch
 from accelerate import PartialState
-from torch import Tensor, nn
+from torch import Tensor
 
 import var
 from var.atomic import write
@@ -23,12 +23,13 @@ from var.evaluation.reference import Reference
 from var.evaluation.report import FORMAT, Report, beside, summary, table
 from var.evaluation.scoring import rounded
 from var.evaluation.subject import Subject
-from var.metrics.networks import Network
+from var.metrics.networks import Network, identity
 from var.pipeline import Pipeline
 from var.published import Evaluation
-from var.training.parallel import alone, chosen
+from var.training.parallel import alone, chosen, together
 
-_PACKAGES = ("torch", "torchvision", "torchmetrics", "torch-fidelity", "numpy")
+_PACKAGES = ("torch", "torchvision", "torchmetrics", "torch-fidelity", "numpy", "accelerate")
+_OPTIONAL = ("timm", "lpips")
 _ORDER = 0  # seed of the order in which samples are written
 
 
@@ -41,6 +42,7 @@ class Measurement:
         out: folder of the parts and the report.
         model: name of what is measured.
         pipe: who makes it; None: it is there already.
+        device: where it is measured.
         batch_size: images at a time.
         preset: name of the settings, for the report.
 
@@ -56,6 +58,7 @@ class Measurement:
         *,
         model: str,
         pipe: Pipeline | None,
+        device: torch.device,
         batch_size: int,
         preset: str | None = None,
     ) -> None:
@@ -65,22 +68,26 @@ class Measurement:
             "model": model,
             "weights": _weights(pipe) if pipe else None,
             "network": _told(network),
+            "size": subject.size,
             **subject.settings(),
+            "device": device.type,
+            "compile": pipe.compile if pipe else None,
             "precision": precision_name(pipe.dtype) if pipe else None,
             "batch_size": batch_size,
         }
-        self.preset = preset
+        self.preset, self.device = preset, device
         self.parts = Parts(out / "parts", self.said, subject.count, batch_size)
 
     def fill(self, bar: bool) -> None:
         """Make the parts that are missing, this process its share of them."""
         state, todo = PartialState(), list[int]()
         state.wait_for_everyone()  # whoever looks at the folder has seen it as it was
-        alone(lambda: todo.extend(self.parts.missing()))
+        alone(lambda: todo.extend(self.parts.missing(self.subject.needed)))
         todo = chosen(todo)
         mine = [todo[i] for i in share(len(todo), state.process_index, state.num_processes)]
-        if mine:
-            self.subject.fill(self.parts, mine, bar and state.is_main_process)
+        shown = bar and state.is_main_process
+        together(self.parts.check)
+        together(lambda: self.subject.fill(self.parts, mine, shown) if mine else None)
 
     def report(self, reference: Reference | None, *, draws: int) -> Report:
         """Return the report of a measurement whose parts are all made.
@@ -101,7 +108,8 @@ class Measurement:
             "images": len(found["label"]),
             "preset": self.preset,
             "draws": draws,
-            "device": _device(PartialState().device if self.pipe is None else self.pipe.device),
+            "device": _device(self.device),
+            "processes": PartialState().num_processes,
             "versions": _versions(),
             "metrics": scores,
             **self.subject.results(found, self.parts.notes()),
@@ -113,12 +121,12 @@ class Measurement:
         Raises:
             UserError: they cannot be written.
         """
-        markdown = table([report])  # one row, to go with those of others
-        write(self.out / "report.json", json.dumps(report, indent=2) + "\n")
-        write(self.out / "report.md", f"{text(report, published)}\n\n{markdown}\n")
+        plain = json.dumps(report, indent=2, allow_nan=False)
+        write(self.out / "report.json", plain + "\n")  # before anything else can fail
+        write(self.out / "report.md", f"{text(report, published)}\n\n{table([report])}\n")
         if images:
-            side = self.parts.read(0)["image"].shape[-1]
-            npz.write(self.out / "samples.npz", (self.parts.count, side, side), self._shuffled())
+            shape = (self.parts.count, self.subject.size, self.subject.size)
+            npz.write(self.out / "samples.npz", shape, self._shuffled())
 
     def _shuffled(self) -> Iterator[Tensor]:
         """Yield the images in an order that does not go class by class.
@@ -140,15 +148,17 @@ def text(report: Report, published: Evaluation | None) -> str:
 
 
 def _weights(pipe: Pipeline) -> str:
-    """Return a sha256 of the weights that images depend on."""
+    """Return a sha256 of the weights that images depend on, as loaded, companions' too."""
     both = (pipe.run.tokenizer, pipe.run.model)
-    return hashlib.sha256("".join(fingerprint(m) for m in both if m).encode()).hexdigest()
+    others = [other.run.model for other in pipe.companions.values()]
+    every = [fingerprint(module) for module in (*both, *others) if module is not None]
+    return hashlib.sha256("".join(every).encode()).hexdigest()
 
 
 def _told(network: Network | None) -> dict[str, str] | None:
     if network is None:
         return None
-    return {"name": network.name, "weights": fingerprint(cast(nn.Module, network))}
+    return {"name": network.name, "weights": identity(network)}
 
 
 def _device(device: torch.device) -> str:
@@ -156,4 +166,6 @@ def _device(device: torch.device) -> str:
 
 
 def _versions() -> dict[str, str]:
-    return {"var": var.__version__, **{name: version(name) for name in _PACKAGES}}
+    found = {"var": var.__version__, **{name: version(name) for name in _PACKAGES}}
+    found |= {name: version(name) for name in _OPTIONAL if name in sys.modules}
+    return found | ({"cuda": str(torch.version.cuda)} if torch.cuda.is_available() else {})

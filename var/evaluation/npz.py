@@ -8,6 +8,7 @@ pass one batch at a time: 50 000 of them take 10 GB.
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -75,7 +76,17 @@ class Batch:
         return self.shape[0]
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """Yield the images (B, 3, H, W) uint8, `size` at a time."""
+        """Yield the images (B, 3, H, W) uint8, `size` at a time.
+
+        Raises:
+            UserError: the file is cut short or damaged.
+        """
+        try:
+            yield from self._batches(size)
+        except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
+            raise UserError(f"{self.path} is damaged: {e}") from e
+
+    def _batches(self, size: int) -> Iterator[Tensor]:
         count, height, width = self.shape
         with zipfile.ZipFile(self.path) as file, file.open(f"{IMAGES}.npy") as array:
             _header(array)

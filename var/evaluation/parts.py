@@ -22,6 +22,7 @@ from var.atomic import replace, write
 from var.errors import UserError
 
 Settings = Mapping[str, Any]
+SETTINGS = "settings.json"
 
 
 class Parts:
@@ -41,7 +42,7 @@ class Parts:
         self.root, self.count, self.size = root, count, size
         self.settings = {**settings, "images": count, "part": size}
         self.sign = hashlib.sha256(_text(self.settings).encode()).hexdigest()
-        if (path := root / "settings.json").is_file():
+        if (path := root / SETTINGS).is_file():
             odd = list(differences(_read(path), json.loads(_text(self.settings))))
             if odd:
                 raise UserError(
@@ -55,10 +56,22 @@ class Parts:
         starts = range(0, self.count, self.size)
         return [range(i, min(i + self.size, self.count)) for i in starts]
 
-    def missing(self) -> list[int]:
-        """Return the parts that are still to be made, or again as they are damaged."""
-        write(self.root / "settings.json", _text(self.settings) + "\n")
-        return [i for i in range(len(self.ranges)) if self._sign(i) != self.sign]
+    def check(self) -> None:
+        """Check that this process sees the folder as that one does which asked what is missing.
+
+        Raises:
+            UserError: it does not.
+        """
+        if not (self.root / SETTINGS).is_file():
+            raise UserError(f"out={self.root.parent} must be a folder that all processes share")
+
+    def missing(self, needed: Collection[str] = ()) -> list[int]:
+        """Return the parts that are still to be made, or again as they are damaged.
+
+        So are those that lack one of the tensors that are `needed`.
+        """
+        write(self.root / SETTINGS, _text(self.settings) + "\n")
+        return [i for i in range(len(self.ranges)) if not self._sound(i, needed)]
 
     def add(self, number: int, found: Mapping[str, Tensor], **notes: float) -> None:
         """Write a part: tensors of its images, each of which comes first, and numbers beside them.
@@ -74,7 +87,7 @@ class Parts:
                     "made with is at fault; try precision=fp32"
                 )
         tensors = {name: tensor.cpu().contiguous() for name, tensor in found.items()}
-        metadata = {"sign": self.sign, "notes": json.dumps(notes)}
+        metadata = {"sign": self.sign, "sum": _sum(tensors), "notes": json.dumps(notes)}
 
         def flushed(part: Path) -> None:
             with part.open("wb") as file:
@@ -92,9 +105,14 @@ class Parts:
         """
         found: dict[str, list[Tensor]] = {}
         for number in range(len(self.ranges)):
-            for name, tensor in self.read(number).items():
-                if name not in leave:
-                    found.setdefault(name, []).append(tensor)
+            if self._sign(number) != self.sign:
+                raise UserError(
+                    f"{self._path(number)} is missing when all is done: "
+                    "out must be a folder that all processes share"
+                )
+            with safe_open(self._path(number), "pt") as file:
+                for name in set(file.keys()).difference(leave):
+                    found.setdefault(name, []).append(file.get_tensor(name))
         return {name: torch.cat(tensors) for name, tensors in found.items()}
 
     def notes(self) -> Iterator[dict[str, float]]:
@@ -102,20 +120,6 @@ class Parts:
         for number in range(len(self.ranges)):
             with safe_open(self._path(number), "pt") as file:
                 yield json.loads(file.metadata()["notes"])
-
-    def read(self, number: int) -> dict[str, Tensor]:
-        """Return the tensors of a part.
-
-        Raises:
-            UserError: it is missing.
-        """
-        if self._sign(number) != self.sign:
-            raise UserError(
-                f"{self._path(number)} is missing when all is done: "
-                "out must be a folder that all processes share"
-            )
-        with safe_open(self._path(number), "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
     def one(self, number: int, name: str) -> Tensor:
         """Return a tensor of a single image, (1, ...)."""
@@ -125,6 +129,17 @@ class Parts:
 
     def _path(self, number: int) -> Path:
         return self.root / f"{number:05d}.safetensors"
+
+    def _sound(self, number: int, needed: Collection[str]) -> bool:
+        """Return whether a part is there, of these settings, whole and undamaged."""
+        if self._sign(number) != self.sign:
+            return False
+        with safe_open(self._path(number), "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            known = file.metadata()["sum"]
+        # A part of which all images are unusable has none of what is needed.
+        lacking = len(tensors["label"]) and not tensors.keys() >= set(needed)
+        return not lacking and _sum(tensors) == known
 
     def _sign(self, number: int) -> str | None:
         try:
@@ -141,6 +156,13 @@ def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
             yield from differences(old.get(key), new.get(key), f"{name}.{key}".strip("."))
     elif old != new:
         yield f"{name} is {json.dumps(old)} there, {json.dumps(new)} here"
+
+
+def _sum(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _text(settings: Settings) -> str:

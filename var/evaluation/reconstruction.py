@@ -54,9 +54,19 @@ class Reconstruction:
         """Number of images."""
         return len(self.data)
 
+    @property
+    def size(self) -> int:
+        """Side of the images in pixels."""
+        return self.data.size
+
+    @property
+    def needed(self) -> Sequence[str]:
+        """Nothing: settings decide."""
+        return ()
+
     def settings(self) -> dict[str, Any]:
         """Return what reconstructions depend on."""
-        return {"data": {"sha256": self.data.digest()}, "lpips": self.lpips is not None}
+        return {"data": {"sha256": self.data.version()}, "lpips": self.lpips is not None}
 
     def fill(self, parts: Parts, todo: Sequence[int], bar: bool) -> None:
         """Make parts: `label`, `psnr`, `ssim` and, if asked for, `lpips` (n,) each, what is seen.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,10 +19,10 @@ from tqdm.auto import tqdm
 from var.atomic import replace
 from var.data.batches import loader
 from var.data.images import ImageData
-from var.digests import checksum, fingerprint
+from var.digests import checksum
 from var.errors import UserError
 from var.evaluation.npz import Batch
-from var.metrics.networks import Network, Seen
+from var.metrics.networks import Network, Seen, exact, identity
 from var.metrics.scores import Moments
 from var.pixels import to_uint8
 
@@ -37,6 +38,7 @@ class Reference:
         name: of the data and the split, or of the file.
         sha256: tells them from others.
         images: how many; 0: nobody says.
+        size: side in pixels; 0: likewise.
         moments: of their features.
         spatial: of their spatial features; None: there are none.
         shown: (n, D) features of up to 10 000 of them, evenly spread; None: there are only moments.
@@ -45,13 +47,15 @@ class Reference:
     name: str
     sha256: str
     images: int
+    size: int
     moments: Moments
     spatial: Moments | None = None
     shown: Tensor | None = None
 
     def plain(self) -> dict[str, str | int]:
         """Return what a report says of it."""
-        return {"name": self.name, "images": self.images, "sha256": self.sha256}
+        told = {"name": self.name, "images": self.images, "size": self.size}
+        return {**told, "sha256": self.sha256}
 
 
 def of_data(
@@ -72,10 +76,11 @@ def of_data(
         lists = [range(i, min(i + batch_size, len(data))) for i in range(0, len(data), batch_size)]
         read = loader(data, map(list, lists))
         for image, _ in tqdm(read, total=len(lists), desc="real images", unit="batch"):
-            yield to_uint8(image.to(device))
+            if len(image):  # there is none where all are unusable
+                yield to_uint8(image.to(device))
 
-    sign = hashlib.sha256(f"{data.digest()} {split}".encode()).hexdigest()
-    return _kept(home, f"{data.name} {split}", sign, network, batches)
+    sign = hashlib.sha256(f"{data.version()} {split}".encode()).hexdigest()
+    return _kept(home, f"{data.name} {split}", sign, data.size, network, batches)
 
 
 def of_file(path: str | Path, network: Network, *, batch_size: int, home: Path | None) -> Reference:
@@ -93,7 +98,8 @@ def of_file(path: str | Path, network: Network, *, batch_size: int, home: Path |
         for image in tqdm(batch.batches(batch_size), total=steps, desc=name, unit="batch"):
             yield image.to(device)
 
-    seen = _kept(home, name, sign, network, batches) if len(batch) else None
+    side = batch.shape[1]
+    seen = _kept(home, name, sign, side, network, batches) if len(batch) else None
     if network.name != "FID" or batch.moments is None:
         if seen is None:
             raise UserError(
@@ -105,31 +111,38 @@ def of_file(path: str | Path, network: Network, *, batch_size: int, home: Path |
         raise UserError(f"{path}: mu is {batch.moments.mean.shape}, not ({network.num_features},)")
     # Moments that come with a batch are of more images than the batch has.
     shown = seen.shown if seen else None
-    return Reference(name, sign, len(batch), batch.moments, batch.spatial, shown)
+    return Reference(name, sign, len(batch), side, batch.moments, batch.spatial, shown)
 
 
 def _kept(
     home: Path | None,
     name: str,
     sign: str,
+    side: int,
     network: Network,
     batches: Callable[[], Iterator[Tensor]],
 ) -> Reference:
-    key = hashlib.sha256(f"1 {sign} {fingerprint(cast(nn.Module, network))}".encode()).hexdigest()
+    key = hashlib.sha256(f"1 {sign} {identity(network)}".encode()).hexdigest()
     path = None if home is None else home / f"{key[:32]}.safetensors"
     if path is not None and path.is_file():
-        if (found := _read(path, name, sign)) is not None:
+        if (found := _read(path, name, sign, side)) is not None:
             return found
         log.warning("%s is damaged: what it held is found out anew", path)
-    found = _seen(name, sign, network, batches())
+    found = _seen(name, sign, side, network, batches())
     if path is not None:
-        _write(path, found)
+        try:
+            _write(path, found)
+        except UserError as error:
+            log.warning("what is known of %s is not kept: %s; see statistics=…", name, error)
     return found
 
 
 @torch.inference_mode()
-def _seen(name: str, sign: str, network: Network, batches: Iterable[Tensor]) -> Reference:
-    seen = [Seen(*(x if x is None else x.cpu() for x in network(b))) for b in batches if len(b)]
+def _seen(
+    name: str, sign: str, side: int, network: Network, batches: Iterable[Tensor]
+) -> Reference:
+    looked: Iterator[Any] = (exact(network, batch) for batch in batches)
+    seen = [Seen(*(x if x is None else x.cpu() for x in each)) for each in looked]
     features = torch.cat([each.features for each in seen])
     spatial = [each.spatial for each in seen if each.spatial is not None]
     if len(features) < 2:
@@ -139,6 +152,7 @@ def _seen(name: str, sign: str, network: Network, batches: Iterable[Tensor]) -> 
         name,
         sign,
         len(features),
+        side,
         Moments.of(features),
         Moments.of(torch.cat(spatial)) if spatial else None,
         features[picks].clone(),
@@ -165,10 +179,13 @@ def _sum(tensors: dict[str, Tensor]) -> str:
 def _write(path: Path, reference: Reference) -> None:
     tensors = _tensors(reference)
     notes = {"name": reference.name, "sha256": reference.sha256, "images": str(reference.images)}
-    replace(path, lambda part: save_file(tensors, part, {**notes, "sum": _sum(tensors)}))
+    # Another process may be writing the same.
+    own = path.with_name(f"{path.stem}.{os.getpid()}{path.suffix}")
+    replace(own, lambda part: save_file(tensors, part, {**notes, "sum": _sum(tensors)}))
+    own.replace(path)
 
 
-def _read(path: Path, name: str, sign: str) -> Reference | None:
+def _read(path: Path, name: str, sign: str, side: int) -> Reference | None:
     """Return what a file holds; None: it is damaged."""
     try:
         with safe_open(path, "pt") as file:
@@ -186,4 +203,5 @@ def _read(path: Path, name: str, sign: str) -> Reference | None:
 
     own = moments("")
     assert own is not None
-    return Reference(name, sign, int(notes["images"]), own, moments("spatial_"), tensors["shown"])
+    images, spatial = int(notes["images"]), moments("spatial_")
+    return Reference(name, sign, images, side, own, spatial, tensors["shown"])

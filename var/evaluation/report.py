@@ -71,14 +71,17 @@ def table(reports: Sequence[Report]) -> str:
 
 
 def summary(report: Report) -> str:
-    """Return a report to read: its figures one below the other, then all that they depend on."""
+    """Return a report to read: its figures one below the other, then all that they depend on.
+
+    The number of images stands in brackets.
+    """
     rows: list[Figures] = [
-        {"metric": name, "measured": figure(metric)} for name, metric in report["metrics"].items()
+        {"metric": name, "measured": _measured(report, name)} for name in report["metrics"]
     ]
     rows += [{"metric": name, "measured": f"{each:g}"} for name, each in _speed(report).items()]
     settings = "; ".join(f"{name}: {each}" for name, each in _settings(report).items())
     title = f"{report['model']}: {report['kind']}, {_count(report['images'])} images"
-    return "\n\n".join([title, markdown(rows), settings])
+    return "\n\n".join([title, markdown(rows), *_biased(report), settings])
 
 
 def beside(report: Report, evaluation: Evaluation) -> str:
@@ -109,9 +112,7 @@ def beside(report: Report, evaluation: Evaluation) -> str:
     notes = [f"Published figures: {note}." for note in evaluation.notes]
     if differences:
         notes.insert(0, f"Settings differ: {'; '.join(differences)}.")
-    if report["images"] < _ENOUGH and (few := [m for m in _BIASED if m in report["metrics"]]):
-        count = f"{_count(report['images'])} images are fewer than {_count(_ENOUGH)}"
-        notes.insert(0, f"{', '.join(few)} comes out too large: {count}.")
+    notes = [*_biased(report), *notes]
     return "\n\n".join([markdown(rows), "\n".join(f"- {note}" for note in notes)]).strip()
 
 
@@ -121,7 +122,7 @@ def comparable(a: Report, b: Report) -> None:
     Raises:
         UserError: they are of other references, networks, numbers of images or kinds.
     """
-    for key in ("kind", "reference", "network", "images"):
+    for key in ("kind", "data", "reference", "network", "images", "size"):
         one, other = a.get(key), b.get(key)
         if one != other:
             raise UserError(
@@ -178,6 +179,15 @@ def _verdict(name: str, a: Report, b: Report) -> str:
     return f"{name} cannot be told apart at {_count(a['images'])} images: {both}"
 
 
+def _biased(report: Report) -> list[str]:
+    """Return a warning, if one is due, that there are too few images."""
+    few = [metric for metric in _BIASED if metric in report["metrics"]]
+    if not few or report["images"] >= _ENOUGH:
+        return []
+    count = f"{_count(report['images'])} images are fewer than {_count(_ENOUGH)}"
+    return [f"{', '.join(few)} comes out too large: {count}."]
+
+
 def _measured(report: Report, name: str) -> str | None:
     metric = report["metrics"].get(name)
     return metric and f"{figure(metric)} ({_count(report['images'])})"
@@ -216,7 +226,10 @@ def _of_samples(report: Report, evaluation: Evaluation) -> dict[str, tuple[Any, 
     }
     if "sampling" not in report:  # of samples in a file
         return pairs | {"sampling": (None, dict(evaluation.sampling))}
-    ours, theirs = Sampling(**report["sampling"]), Sampling(**evaluation.sampling)
+    try:
+        ours, theirs = Sampling(**report["sampling"]), Sampling(**evaluation.sampling)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the report's sampling is of another version: {error}") from error
     for field in fields(Sampling):
         pairs[f"sampling.{field.name}"] = getattr(ours, field.name), getattr(theirs, field.name)
     decoding = report.get("decoding") or {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from functools import partial
@@ -10,6 +11,7 @@ from typing import TypedDict
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from var.errors import UserError
 from var.evaluation.reference import Reference
 from var.metrics.networks import Network
 from var.metrics.scores import Moments, frechet, inception_score, precision_recall, spread
@@ -28,6 +30,8 @@ class Value(TypedDict):
 
 
 Scores = dict[str, Value]
+log = logging.getLogger(__name__)
+_NEIGHBOURS, _SPLITS = 3, 10  # as published
 
 
 def of_features(
@@ -41,8 +45,18 @@ def of_features(
         reference: what they are compared with.
         network: what saw them.
         draws: of the bootstrap that gives Frechet distances their spread.
+
+    Raises:
+        UserError: there are fewer than two images.
     """
     labels, features = found["label"], found["features"]
+    if len(labels) < 2:
+        raise UserError(f"{len(labels)} images are too few to be measured: draw more")
+    if len(labels) <= features.shape[1]:
+        log.warning(
+            "%s of %d images, fewer than its %d features, is of little worth",
+            network.name, len(labels), features.shape[1],
+        )  # fmt: skip
     distances = {network.name: (features, reference.moments)}
     if "spatial" in found and reference.spatial is not None:
         distances["sFID"] = (found["spatial"], reference.spatial)
@@ -53,12 +67,12 @@ def of_features(
             distance = partial(_distance, seen, real)
             off = spread(labels, draws, distance, bar.update)
             scores[name] = {"value": frechet(Moments.of(seen), real), "spread": off}
-    if reference.shown is not None:
-        precision, recall = precision_recall(features, reference.shown)
+    if reference.shown is not None and min(len(features), len(reference.shown)) > _NEIGHBOURS:
+        precision, recall = precision_recall(features, reference.shown, _NEIGHBOURS)
         scores["precision"] = {"value": precision, "spread": None}
         scores["recall"] = {"value": recall, "spread": None}
-    if "logits" in found and not network.labelled:
-        value, off = inception_score(found["logits"])
+    if "logits" in found and not network.labelled and len(labels) >= _SPLITS:
+        value, off = inception_score(found["logits"], _SPLITS)
         scores["IS"] = {"value": value, "spread": off}
     return scores
 

@@ -18,7 +18,7 @@ from var.evaluation import npz, scoring
 from var.evaluation.parts import Parts
 from var.evaluation.reference import Reference
 from var.evaluation.scoring import Scores
-from var.evaluation.subject import Notes
+from var.evaluation.subject import Notes, look
 from var.metrics.networks import Network
 
 
@@ -29,15 +29,17 @@ class Stored:
     Attributes:
         batch: the file.
         network: who looks.
+        resize: side in pixels to which images are resized, see `look`; None: as they are.
     """
 
     batch: npz.Batch
     network: Network
+    resize: int | None = None
 
     kind = "generation"
 
     @classmethod
-    def read(cls, path: str | Path, network: Network) -> Stored:
+    def read(cls, path: str | Path, network: Network, resize: int | None = None) -> Stored:
         """Return the images of a file.
 
         Raises:
@@ -46,12 +48,22 @@ class Stored:
         batch = npz.Batch(path)
         if not len(batch):
             raise UserError(f"samples={path} holds no images, {npz.IMAGES}, only moments")
-        return cls(batch, network)
+        return cls(batch, network, resize)
 
     @property
     def count(self) -> int:
         """Number of images."""
         return len(self.batch)
+
+    @property
+    def size(self) -> int:
+        """Side of the images that are measured, in pixels."""
+        return self.resize or self.batch.shape[1]
+
+    @property
+    def needed(self) -> Sequence[str]:
+        """Nothing more."""
+        return ()
 
     def settings(self) -> dict[str, Any]:
         """Return the sha256 of the file."""
@@ -66,14 +78,10 @@ class Stored:
         with tqdm(total=len(todo), unit="batch", disable=not bar) as shown:
             for part, images in enumerate(every):
                 if part in wanted:
-                    parts.add(part, self._seen(images.to(device)), images=len(images))
+                    seen = look(images.to(device).float() / 255, self.network, self.resize)
+                    label = torch.zeros(len(images), dtype=torch.int64)  # they do not say
+                    parts.add(part, {"label": label, **seen}, images=len(images))
                     shown.update()
-
-    @torch.inference_mode()
-    def _seen(self, images: Tensor) -> dict[str, Tensor]:
-        seen = self.network(images)._asdict()
-        found = {name: value for name, value in seen.items() if value is not None}
-        return {"label": torch.zeros(len(images), dtype=torch.int64), **found}
 
     def scores(
         self, found: Mapping[str, Tensor], reference: Reference | None, draws: int

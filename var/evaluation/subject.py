@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from var.errors import UserError
 from var.evaluation.parts import Parts
 from var.evaluation.reference import Reference
 from var.evaluation.scoring import Scores
-from var.metrics.networks import Network, Seen
+from var.metrics.networks import Network, exact
 from var.pixels import to_uint8
 
 Notes = Iterator[Mapping[str, float]]
@@ -24,12 +25,18 @@ class Subject(Protocol):
     Attributes:
         kind: `generation` or `reconstruction`.
         count: number of images.
+        size: side of the images that are measured, in pixels.
+        needed: tensors that a part must have besides.
     """
 
     kind: str
 
     @property
     def count(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def needed(self) -> Sequence[str]: ...
 
     def settings(self) -> dict[str, Any]:
         """Return all that decides what is found out of an image, as a report says it."""
@@ -68,10 +75,17 @@ def look(
         size: side in pixels to which they are resized first, bicubically and without antialiasing,
             as published for LlamaGen; None: they stay as they are.
         keep: return the images too, `image` (B, 3, H, W) uint8.
+
+    Raises:
+        UserError: a pixel is no number.
     """
+    if not image.isfinite().all():  # as whole numbers they would be black
+        raise UserError(
+            "there are pixels that are no numbers: the model overflows, use precision=fp32 or bf16"
+        )
     if size is not None and image.shape[-1] != size:
         image = F.interpolate(image, (size, size), mode="bicubic")
     whole = to_uint8(image)
-    seen: Seen = network(whole)
+    seen = exact(network, whole)
     found = {name: value for name, value in seen._asdict().items() if value is not None}
     return found | ({"image": whole} if keep else {})

@@ -28,9 +28,12 @@ class SmallClassifier(nn.Module):
         stages: channel counts between poolings; the last convolution of the last stage is 1x1.
         classes: number of classes.
         padding: pixels around images that it was not shown.
+        side: of the images that it was shown, in pixels; None: it takes any.
     """
 
     num_features, labelled = 128, True
+    mean: Tensor
+    deviation: Tensor
 
     def __init__(
         self,
@@ -41,9 +44,10 @@ class SmallClassifier(nn.Module):
         stages: Sequence[Sequence[int]] = ((32, 32), (64, 64), (128, 128, 128)),
         classes: int = 10,
         padding: int = 0,
+        side: int | None = None,
     ) -> None:
         super().__init__()
-        self.name, self.padding = name, padding
+        self.name, self.padding, self.side = name, padding, side
         layers: list[nn.Module] = []
         now = len(mean)
         for i, stage in enumerate(stages):
@@ -63,10 +67,24 @@ class SmallClassifier(nn.Module):
         features = self.layers[:-1](x)
         return Seen(features, self.layers[-1](features))
 
+    def extra_repr(self) -> str:
+        """Return what decides what it sees, besides weights and buffers."""
+        return f"padding={self.padding}, side={self.side}"
+
     def native(self, image: Tensor) -> Tensor:
-        """Return images (B, 3, H, W) uint8 as it was shown them, (B, C, h, w) uint8."""
-        height, width = (side - self.padding for side in image.shape[-2:])
+        """Return images (B, 3, H, W) uint8 as it was shown them, (B, C, h, w) uint8.
+
+        Raises:
+            UserError: they are of another size.
+        """
+        height, width = (edge - self.padding for edge in image.shape[-2:])
         image = image[..., self.padding : height, self.padding : width]
+        if self.side is not None and tuple(image.shape[-2:]) != (self.side, self.side):
+            asked, given = self.side + 2 * self.padding, " x ".join(map(str, image.shape[-2:]))
+            raise UserError(
+                f"{self.name} is for images of {asked} pixels, of which it sees {self.side}; of "
+                f"these {given} would be left: use other features, or set features.padding"
+            )
         if len(self.mean) == 1:
             image = image.float().mean(dim=1, keepdim=True).round().byte()
         return image
@@ -111,5 +129,6 @@ def digits_classifier() -> SmallClassifier:
         name="FD-DigitsCNN",
         mean=[0.31],
         deviation=[0.35],
+        side=16,
         stages=[[16, 16], [32, 32], [64, 128]],
     )

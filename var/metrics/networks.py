@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol, cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from var.digests import fingerprint
 
 
 class Seen(NamedTuple):
@@ -35,3 +41,37 @@ class Network(Protocol):
     num_features: int
 
     def __call__(self, image: Tensor) -> Seen: ...
+
+
+_SLICE = 64  # images that a network sees at a time: batches are made for generators
+
+
+def exact(network: Network, image: Tensor) -> Seen:
+    """Return what a network sees in images (B, 3, H, W) uint8, in full float32 on any device."""
+    with torch.backends.cudnn.flags(allow_tf32=False), _full_matmul():
+        seen = [network(part) for part in image.split(_SLICE)]
+    columns: Any = zip(*seen, strict=True)
+    return Seen(*(None if each[0] is None else torch.cat(each) for each in columns))
+
+
+@contextmanager
+def _full_matmul() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def identity(network: Network) -> str:
+    """Return a sha256 of all that decides what a network sees.
+
+    That is its weights, its other buffers, such as the mean of pixels, and what its `repr` says:
+    networks put what is no tensor into their `extra_repr`.
+    """
+    module = cast(nn.Module, network)
+    digest = hashlib.sha256(f"{network.name} {fingerprint(module)} {module!r}".encode())
+    for name, buffer in sorted(module.named_buffers()):
+        digest.update(f"{name} {buffer.tolist()}".encode())
+    return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -45,18 +46,23 @@ class Moments:
 
 
 def frechet(a: Moments, b: Moments) -> float:
-    """Return the squared Frechet distance of the Gaussians with these moments (FID)."""
+    """Return the squared Frechet distance of the Gaussians with these moments (FID).
+
+    Exact to 1e-9 or so where covariances have full rank; of fewer images than features to 1e-4.
+    """
     one, other = ({"mu": m.mean, "sigma": m.covariance} for m in (a, b))
-    return float(fid_statistics_to_metric(one, other, False)[KEY_METRIC_FID])
+    return max(0.0, float(fid_statistics_to_metric(one, other, False)[KEY_METRIC_FID]))
 
 
 def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
-    """Return the Inception Score of logits (N, classes), and its deviation among the splits.
+    """Return the Inception Score of logits (N, classes), N of at least `splits`, and its error.
 
     Images are dealt to the splits at random, always in the same way: samples come class by class.
+    The error is that of the mean of the splits; papers state their deviation, sqrt(splits) times
+    as large.
     """
     found = isc_features_to_metric(logits.cpu(), splits=splits, shuffle=True, rng_seed=2020)
-    return found[KEY_METRIC_ISC_MEAN], found[KEY_METRIC_ISC_STD]
+    return found[KEY_METRIC_ISC_MEAN], found[KEY_METRIC_ISC_STD] / math.sqrt(splits)
 
 
 def precision_recall(made: Tensor, real: Tensor, neighbours: int = 3) -> tuple[float, float]:
@@ -100,7 +106,10 @@ def spread(
     score: Callable[[Tensor], float],
     told: Callable[[], object] = lambda: None,
 ) -> float | None:
-    """Return the bootstrap's standard deviation of a score; None if there are under 2 draws.
+    """Return the bootstrap's standard deviation of a score.
+
+    None if it cannot be told: of under 2 draws, or a class of which there is a single image. Of
+    small classes draws vary too little, by sqrt(1 - 1/n) with n images each, which is made up for.
 
     Args:
         labels: (N,) class of each image.
@@ -108,8 +117,12 @@ def spread(
         score: of the images of some numbers (N,).
         told: called after each draw.
     """
+    _, counts = labels.unique(return_counts=True)
+    if draws < 2 or counts.min() < 2:
+        return None
     scores = []
     for numbers in resampled(labels, draws):
         scores.append(score(numbers))
         told()
-    return float(np.std(scores, ddof=1)) if draws > 1 else None
+    each = len(labels) / len(counts)
+    return float(np.std(scores, ddof=1)) * math.sqrt(each / (each - 1))

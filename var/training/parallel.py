@@ -23,6 +23,7 @@ from accelerate.utils import (
     ProjectConfiguration,
     broadcast_object_list,
     gather,
+    gather_object,
 )
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -140,6 +141,28 @@ def alone(act: Callable[[], object], failing: str = "") -> None:
     kind, reason = told[0]
     if kind:
         raise UserError(reason) if kind == "UserError" else RuntimeError(f"{kind}: {reason}")
+
+
+def together(act: Callable[[], object]) -> None:
+    """Act on all processes, each on its own part; all meet the fate of the first that fails.
+
+    Raises:
+        UserError: the input is at fault, as on that process.
+        RuntimeError: on the others, for whatever else it met with.
+    """
+    failure: Exception | None = None
+    try:
+        act()
+    except Exception as error:
+        failure = error
+    told = [("", "")] if failure is None else [(type(failure).__name__, str(failure))]
+    if PartialState().num_processes > 1:
+        told = gather_object(told)
+    if failure is not None:
+        raise failure
+    for kind, reason in told:
+        if kind:
+            raise UserError(reason) if kind == "UserError" else RuntimeError(f"{kind}: {reason}")
 
 
 def chosen(choice: T) -> T:
