@@ -139,7 +139,7 @@ class Job:
         self.sampling = pipe.settings(**cast(Any, options.sampling))
         self.decoding = made(options.decoding)(pipe)
         self.cache = made(options.cache)(pipe)
-        self.seeds = {} if search else {i: options.seed + i for i in range(len(self.ids))}
+        self.seeds = {} if search else {i: self._first(i) for i in range(len(self.ids))}
 
     def images(self, mine: range, bar: bool) -> Iterator[Tensor]:
         """Yield what the grid shows of each image, (S, 3, H, W) uint8: itself, or all its steps."""
@@ -148,6 +148,7 @@ class Job:
             "sampling": self.sampling,
             "decoding": self.decoding,
             "cache": self.cache,
+            "edit": self.edit,
             "batch_size": options.batch_size,
             "progress": options.progress and bar,
         }
@@ -157,13 +158,13 @@ class Job:
     def _drawn(self, mine: range, how: dict[str, Any]) -> Iterator[Tensor]:
         """Yield images (b, S, 3, H, W) in [0, 1], all that are drawn."""
         ids, seeds = self.ids[mine.start : mine.stop], [self.seeds[i] for i in mine]
-        return self.pipe.batches(ids, seeds, edit=self.edit, steps=self.options.steps, **how)
+        return self.pipe.batches(ids, seeds, steps=self.options.steps, **how)
 
     def _found(self, mine: range, how: dict[str, Any]) -> Iterator[Tensor]:
         """Yield images (b, 1, 3, H, W) in [0, 1], the best of those drawn; note their seeds."""
         assert self.search is not None
         ids, done = self.ids[mine.start : mine.stop], mine.start
-        firsts = [self.options.seed + i * self.search.number for i in mine]
+        firsts = [self._first(i) for i in mine]
         for best in self.search.batches(self.pipe, ids, firsts, **how):
             self.seeds |= enumerate(best.seeds[:, 0].tolist(), start=done)
             done += len(best.seeds)
@@ -184,7 +185,11 @@ class Job:
 
     def note(self, index: int) -> dict[str, Any]:
         """Return what it takes to make an image again."""
-        return {**self._common(), "labels": [self.ids[index]], "seed": self.seeds[index]}
+        return {
+            **self._common(self._first(index)),
+            "labels": [self.ids[index]],
+            "seed": self.seeds[index],
+        }
 
     def notes(self, seeds: list[int]) -> dict[str, Any]:
         """Return what it takes to make the grid again; and, after a search, each image by itself.
@@ -194,15 +199,18 @@ class Job:
         """
         options = self.options
         return {
-            **self._common(),
+            **self._common(options.seed),
             "labels": self.labels,
-            "seed": options.seed,
             "number": options.number,
-            **({"seeds": seeds} if self.search else {}),
+            **({"seeds": seeds} if self.search else {"seed": options.seed}),
         }
 
-    def _common(self) -> dict[str, Any]:
-        options = self.options
+    def _first(self, index: int) -> int:
+        """Return the random stream of an image, or of the first of its candidates."""
+        return self.options.seed + index * (self.search.number if self.search else 1)
+
+    def _common(self, first: int) -> dict[str, Any]:
+        options, search = self.options, named(self.options.search)
         return {
             "version": var.__version__,
             "model": options.model,
@@ -211,7 +219,7 @@ class Job:
             "decoding": named_decoding(options.decoding, self.pipe.run.recipe),
             "cache": named(options.cache),
             "edit": named(options.edit),
-            "search": named(options.search),
+            "search": {**search, "seed": first} if self.search else search,
         }
 
 
@@ -234,11 +242,8 @@ def check(options: Options, out: Path) -> None:
     least = {"number": 1, "seed": 0, "batch_size": 1, "upscale": 1, "columns": 1}
     check_least(options, least)
     check_sampling(options.sampling)
-    if named(options.search)["name"] != "none":
-        edit = named(options.edit)["name"]
-        if options.steps or edit != "none":
-            what = "steps=true" if options.steps else f"edit={edit}"
-            raise UserError(f"search delivers finished images that begin with nothing: not {what}")
+    if options.steps and named(options.search)["name"] != "none":
+        raise UserError("search delivers finished images: leave steps=true out")
     for name in ("image", "mask"):
         if getattr(options, name) is not None and name not in options.edit:
             kind = named(options.edit)["name"]

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -40,12 +41,12 @@ def cells(rows: slice, columns: slice) -> Tensor:
 
 
 # Of each kind of edit, what stays of which image.
-SMALL = Expansion(IMAGE, Join(), 0.5, (0.5, 0.5)).framed(FRAME)[0]
+PLACED = Expansion(IMAGE, Join(), 0.5, (0.5, 0.5)).framed(FRAME)[0]
 KINDS: dict[str, tuple[Edit, Tensor, Tensor]] = {
     "inpaint-box": (var.inpaint(IMAGE, box=BOX), IMAGE, 1 - cells(slice(1, 3), slice(0, 2))),
     "inpaint-mask": (var.inpaint(IMAGE, MASK), IMAGE, 1 - cells(slice(0, 1), slice(1, 3))),
     "outpaint": (var.outpaint(IMAGE, box=BOX), IMAGE, cells(slice(1, 3), slice(0, 2))),
-    "expand": (var.expand(IMAGE), SMALL, cells(slice(1, 3), slice(1, 3))),
+    "expand": (var.expand(IMAGE), PLACED, cells(slice(1, 3), slice(1, 3))),
 }
 kinds = pytest.mark.parametrize("kind", KINDS)
 
@@ -129,11 +130,17 @@ def test_latents_where_the_image_stays_are_its_own(pipe: Pipeline) -> None:
 
 
 @RUNS
-def test_an_edit_that_keeps_nothing_is_plain_sampling(pipe: Pipeline) -> None:
+def test_an_edit_that_keeps_nothing_is_plain_sampling(
+    pipe: Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
     plain = pipe([0, 1], seed=5)
-    edits = [var.inpaint(IMAGE, ALL, blend=blend, paste=True) for blend in blends(pipe)]
-    for edit in (*edits, var.outpaint(IMAGE, NOTHING), var.vary(IMAGE, groups=0)):
-        assert torch.equal(pipe([0, 1], seed=5, edit=edit), plain)
+    nothing = [var.inpaint(IMAGE, ALL, blend=blend, paste=True) for blend in blends(pipe)]
+    nothing += [var.outpaint(IMAGE, NOTHING), var.inpaint(IMAGE, box=(0, 0, 1, 1))]
+    with caplog.at_level(logging.WARNING, logger="var.editing"):
+        for edit in (*nothing, var.vary(IMAGE, groups=0)):
+            assert torch.equal(pipe([0, 1], seed=5, edit=edit), plain)
+    assert len(caplog.records) == len(nothing)
+    assert "keeps nothing" in caplog.text
 
 
 @RUNS
@@ -165,14 +172,6 @@ def test_pasted_pixels_are_the_images(pipe: Pipeline, kind: str) -> None:
     torch.testing.assert_close(pipe.decode(last, pasted), ours)
 
 
-def test_a_soft_edge_lies_inside_of_what_is_made() -> None:
-    hole = torch.zeros(6, 8, dtype=torch.bool)
-    hole[:, 1:] = True
-    share = Join(paste=True, soft=2).share(hole)
-    assert share is not None
-    torch.testing.assert_close(share, torch.tensor([0, 1 / 3, 2 / 3, 1, 1, 1, 1, 1]).expand(6, 8))
-
-
 @RUNS
 @kinds
 def test_an_edited_image_does_not_depend_on_those_beside_it(pipe: Pipeline, kind: str) -> None:
@@ -197,12 +196,17 @@ def test_the_image_is_encoded_once(pipe: Pipeline, monkeypatch: pytest.MonkeyPat
 
 @RUNS
 def test_one_image_serves_whichever_rows_are_left(pipe: Pipeline) -> None:
-    drawn = pipe.tokenizer.encode(1 - IMAGE.expand(2, -1, -1, -1), pipe.schedule)
+    three = torch.stack([torch.zeros_like(IMAGE), IMAGE, torch.ones_like(IMAGE)])
+    first, *others = pipe.tokenizer.encode(three, pipe.schedule)
+    left = torch.tensor([2, 0])
+    later = [group[left] for group in others]
     for blend in blends(pipe):
-        tokenizer = var.inpaint(IMAGE, MASK, blend=blend).around(pipe.tokenizer, pipe.schedule)
-        few, fresh = tokenizer.blank(3, pipe.schedule), tokenizer.blank(2, pipe.schedule)
-        few = few.rows(torch.tensor([2, 0]))
-        assert torch.equal(few.write(*drawn).latent, fresh.write(*drawn).latent)
+        edit = var.inpaint(IMAGE, box=BOX, blend=blend)
+        tokenizer = edit.around(pipe.tokenizer, pipe.schedule)
+        few = tokenizer.blank(3, pipe.schedule).write(first).rows(left).write(*later)
+        fresh = tokenizer.blank(2, pipe.schedule).write(first[left], *later)
+        assert torch.equal(few.latent, fresh.latent)
+        assert not torch.equal(few.latent[0], few.latent[1])
 
 
 @pytest.mark.parametrize("tiny_run", ["raster", "var"], indirect=True)
@@ -225,36 +229,13 @@ def test_an_edit_can_be_named(pipe: Pipeline, tmp_path: Path) -> None:
     edit = var.inpaint(tmp_path / "photo.png", box=BOX)
     assert torch.equal(pipe([0], edit=named), pipe([0], edit=edit))
     assert torch.equal(pipe([0], edit={"name": "none"}), pipe([0]))
+    assert torch.equal(pipe([0], edit="none"), pipe([0]))
+    with pytest.raises(UserError, match="edit inpaint: missing image"):
+        pipe([0], edit="inpaint")
     with pytest.raises(UserError, match="unknown edit 'crop': there are expand, inpaint, none"):
         pipe([0], edit={"name": "crop"})
     with pytest.raises(UserError, match="edit inpaint: unknown softness"):
         pipe([0], edit={**named, "softness": 1})
-
-
-def test_an_expanded_image_is_whole_and_where_it_is_put() -> None:
-    wide = IMAGE.repeat(1, 1, 2)
-    image, hole = Expansion(wide, Join(), 1.0, (0.5, 0.5)).framed(FRAME)
-    rows = torch.zeros(8, 8, dtype=torch.bool)
-    rows[[0, 1, 6, 7]] = True
-    assert torch.equal(hole, rows)
-    assert torch.equal(image[:, 0], image[:, 2]) and torch.equal(image[:, 7], image[:, 5])
-    for at, expected in {(0, 0): 0, (1.0, 1.0): 6, (0.5, 0.4): 2}.items():
-        image, hole = Expansion(IMAGE, Join(), 0.3, at).framed(FRAME)
-        assert (~hole).nonzero().min() == expected and (~hole).sum() == 4
-    image, hole = Expansion(IMAGE, Join(), 1.0, (0.5, 0.5)).framed(FRAME)
-    assert torch.equal(image, IMAGE) and not hole.any()
-
-
-def test_images_of_other_sizes_are_cut_to_the_frame() -> None:
-    large = IMAGE.repeat_interleave(3, 1).repeat_interleave(3, 2)
-    tall = torch.cat([torch.zeros(3, 6, 24), large, torch.zeros(3, 6, 24)], dim=1)
-    mask = torch.zeros(18, 12)  # half the size of the image, in the same proportions
-    mask[3:9] = 1
-    edit = var.inpaint(tall, mask)
-    assert isinstance(edit, Painting)
-    image, hole = edit.framed(FRAME)
-    torch.testing.assert_close(image, IMAGE, rtol=0, atol=0.3)  # resampled
-    assert hole[:4].all() and not hole[4:].any()
 
 
 FAULTS: list[tuple[Any, dict[str, Any], str]] = [
@@ -262,17 +243,27 @@ FAULTS: list[tuple[Any, dict[str, Any], str]] = [
     (var.outpaint, {"mask": MASK, "box": BOX}, "edit=outpaint needs an area, and one only"),
     (var.inpaint, {"mask": torch.zeros(8, 12)}, r"the mask has 12 x 8 pixels, the image 8 x 8: "),
     (var.inpaint, {"mask": "no.png"}, r"cannot read mask=no\.png: No such file"),
-    (var.inpaint, {"mask": MASK[None]}, r"mask must be of shape \(3, H, W\), got \(1, 8, 8\)"),
+    (
+        var.inpaint,
+        {"mask": MASK[:, None]},
+        r"mask must be of shape \(H, W\) or \(1, H, W\), got \(",
+    ),
     (var.inpaint, {"box": [0.5, 0, 0.5, 1]}, r"edit\.box=\[0\.5, 0, 0\.5, 1\]: use \[y0,x0,"),
     (var.inpaint, {"box": [0, 0, 8, 8]}, "fractions of the image from 0 to 1"),
     (var.inpaint, {"box": "half"}, "edit.box=half: use"),
+    (var.inpaint, {"box": "0011"}, "edit.box=0011: use"),
+    (var.inpaint, {"box": BOX, "paste": "no"}, "edit.paste=no: use true or false"),
+    (var.inpaint, {"box": BOX, "paste": 1}, "edit.paste=1: use true or false"),
+    (var.inpaint, {"box": BOX, "paste": True, "soft": True}, "edit.soft=True: use a whole number"),
     (var.inpaint, {"box": BOX, "blend": "alpha"}, "edit.blend=alpha: use tokens or latent"),
     (var.inpaint, {"box": BOX, "soft": 2}, "edit.soft=2 is the edge of pasted pixels"),
     (var.inpaint, {"box": BOX, "paste": True, "soft": -1}, "edit.soft=-1: use a whole number"),
     (var.expand, {"scale": 0}, "edit.scale=0: use a share"),
     (var.expand, {"scale": "half"}, "edit.scale=half: use a share"),
+    (var.expand, {"scale": True}, "edit.scale=True: use a share"),
     (var.expand, {"at": [0.5]}, r"edit\.at=\[0\.5\]: use \[down,across\]"),
     (var.vary, {"groups": 1.5}, "edit.groups=1.5: use a whole number"),
+    (var.vary, {"groups": True}, "edit.groups=True: use a whole number"),
 ]
 
 
@@ -284,6 +275,13 @@ def test_a_fault_of_the_user_is_named(make: Any, given: dict[str, Any], message:
         make(None, **({"groups": 1} if make is var.vary else {}))
 
 
-def test_more_groups_than_there_are_is_named(pipe: Pipeline) -> None:
-    with pytest.raises(UserError, match=r"edit\.groups=4: this model has 3"):
-        pipe([0], edit=var.vary(IMAGE, groups=4))
+@pytest.mark.parametrize("groups", [-1, 4])
+def test_groups_that_there_are_not_are_named(pipe: Pipeline, groups: int) -> None:
+    with pytest.raises(UserError, match=rf"edit\.groups={groups}: this model has 3, use 0\.\.3"):
+        pipe([0], edit=var.vary(IMAGE, groups=groups))
+
+
+def test_whole_numbers_may_be_numpys(pipe: Pipeline) -> None:
+    one = pipe([0], edit=var.vary(IMAGE, groups=1))
+    assert torch.equal(pipe([0], edit=var.vary(IMAGE, groups=np.int64(1))), one)
+    assert Join(paste=True, soft=np.int32(1)).share(MASK.bool()) is not None

@@ -28,5 +28,12 @@ def test_seeds_of_a_batch_are_consecutive() -> None:
 def test_some_of_the_streams_go_on_where_they_are() -> None:
     batch, whole = Rng([3, 4, 5]), Rng([3, 4, 5])
     assert torch.equal(batch.uniform(2), whole.uniform(2))
-    some = batch.rows([2, 0])
+    some = batch.rows(torch.tensor([2, 0]))
     assert len(some) == 2 and torch.equal(some.normal(3), whole.normal(3)[[2, 0]])
+
+
+def test_joined_streams_go_on_where_they_are() -> None:
+    ours, theirs, whole = Rng([3]), Rng([4, 5]), Rng([3, 4, 5])
+    both = ours.joined(theirs)
+    assert torch.equal(both.uniform(2), whole.uniform(2))
+    assert torch.equal(theirs.normal(3), whole.normal(3)[1:])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +47,16 @@ class Around:
         """Return the canvas of some of the images, those of `index` (b,) int64."""
         return replace(self, canvas=self.canvas.rows(index))
 
+    def joined(self, *others: Self) -> Self:
+        """Return the canvas of these images and those of others, of the same edit and as far."""
+        canvas = self.canvas.joined(*(each.canvas for each in others))
+        return replace(self, canvas=canvas, **self._parts((self, *others)))
+
+    @staticmethod
+    def _parts(every: Sequence[Any]) -> dict[str, Any]:
+        """Return, of several canvases joined, what there is beside their own canvas."""
+        return {}
+
 
 @dataclass(frozen=True, eq=False)
 class Kept(Around):
@@ -77,6 +87,14 @@ class Kept(Around):
         source = [_rows(group, index) for group in self.source]
         keep = [mask if mask.ndim == 1 else _rows(mask, index) for mask in self.keep]
         return replace(super().rows(index), source=source, keep=keep)
+
+    @staticmethod
+    def _parts(every: Sequence[Any]) -> dict[str, Any]:
+        masks = zip(*(each.keep for each in every), strict=True)
+        return {
+            "source": [_joined(g) for g in zip(*(each.source for each in every), strict=True)],
+            "keep": [group[0] if group[0].ndim == 1 else _joined(group) for group in masks],
+        }
 
     def _mixed(self, tokens: Tensor, group: int) -> Tensor:
         keep, source = self.keep[group].expand(tokens.shape[:2]), self.source[group]
@@ -129,6 +147,14 @@ class Framed(Around):
         hole = self.hole if self.hole.ndim == 2 else _rows(self.hole, index)
         return replace(super().rows(index), source=source, hole=hole)
 
+    @staticmethod
+    def _parts(every: Sequence[Any]) -> dict[str, Any]:
+        holes = [each.hole for each in every]
+        return {
+            "source": [_joined(g) for g in zip(*(each.source for each in every), strict=True)],
+            "hole": holes[0] if holes[0].ndim == 2 else _joined(holes),
+        }
+
 
 def latents(canvas: Canvas, tokens: Sequence[Tensor]) -> list[Tensor]:
     """Return the latent (B, C, h, w) after each group of tokens written on a blank canvas."""
@@ -141,6 +167,11 @@ def latents(canvas: Canvas, tokens: Sequence[Tensor]) -> list[Tensor]:
 
 def _rows(tensor: Tensor, index: Tensor) -> Tensor:
     return tensor if len(tensor) == 1 else tensor[index]  # one for all rows stays one
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    first = tensors[0]  # the very same for all of them: one for all rows stays one
+    return first if all(each is first for each in tensors) else torch.cat(list(tensors))
 
 
 def hole_mask(mask: Tensor, schedule: Schedule) -> Tensor:

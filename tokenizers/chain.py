@@ -109,3 +109,7 @@ class Chain:
     def rows(self, index: Tensor) -> Self:
         """Return the canvas of some of the images, those of `index` (b,) int64."""
         return replace(self, seen=self.seen[index])
+
+    def joined(self, *others: Self) -> Self:
+        """Return the canvas of these images and those of others that are as far."""
+        return replace(self, seen=torch.cat([self.seen, *(each.seen for each in others)]))

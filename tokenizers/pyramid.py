@@ -63,6 +63,12 @@ class Pyramid(ABC):
         views = tuple(view[index] for view in self.views)
         return replace(self, latent=self.latent[index], views=views)
 
+    def joined(self, *others: Self) -> Self:
+        """Return the canvas of these images and those of others that are as far."""
+        every = (self, *others)
+        views = tuple(map(torch.cat, zip(*(each.views for each in every), strict=True)))
+        return replace(self, latent=torch.cat([each.latent for each in every]), views=views)
+
     @abstractmethod
     def _with(self, tokens: Tensor) -> Tensor:
         """Return the latent once the next scale is written."""

@@ -46,6 +46,10 @@ class Canvas(Protocol):
         """Return the canvas of some of the images, those of `index` (b,) int64."""
         ...
 
+    def joined(self, *others: Self) -> Self:
+        """Return the canvas of these images and those of others of its kind that are as far."""
+        ...
+
 
 class Tokenizer(Protocol):
     """Pixels to tokens and back. Images are (B, 3, H, W) in [0, 1].

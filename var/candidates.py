@@ -1,9 +1,15 @@
-"""Candidates on their way: drawn together up to a group, shown to a scorer, and fewer of them."""
+"""Candidates on their way: drawn together up to a group, shown to a scorer, and fewer of them.
+
+A stage hands on label after label what it leaves of each, and the next one fills its batches with
+that. So no batch is larger, or, but for the last, smaller than was asked for, and all that is held
+is one or two of them a stage.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any, Self
 
 import torch
@@ -14,53 +20,14 @@ from var.cache.base import CacheKind
 from var.condition import Condition
 from var.decoding.base import Decoding
 from var.decoding.counted import Metered
-from var.decoding.jacobi import Jacobi
 from var.decoding.loop import decide
-from var.devices import is_out_of_memory
 from var.errors import UserError
+from var.lots import Lot, leaders, merged, ranked
 from var.pipeline import Pipeline
 from var.random import Rng
 from var.sampling import Sampling
 from var.scorers import Scorer
-from var.tokenizers.tokenizer import Canvas
-
-
-@dataclass(frozen=True)
-class Lot:
-    """Candidates that are drawn together.
-
-    Attributes:
-        condition: what they shall show.
-        rng: their streams.
-        canvas: what is decided of them; None: nothing.
-    """
-
-    condition: Condition
-    rng: Rng
-    canvas: Canvas | None = None
-
-    def __len__(self) -> int:
-        return len(self.rng)
-
-    def rows(self, index: Tensor) -> Lot:
-        """Return some of them, those of `index` (n,) int64."""
-        canvas = None if self.canvas is None else self.canvas.rows(index)
-        return Lot(self.condition[index], self.rng.rows(index.tolist()), canvas)
-
-
-def survivors(lots: Iterable[Lot], rows: Tensor) -> Iterator[Lot]:
-    """Yield what stays of lots if those `rows` (n,) int64 of all their candidates do."""
-    start = 0
-    for lot in lots:
-        mine = rows[(rows >= start) & (rows < start + len(lot))] - start
-        if len(mine):
-            yield lot.rows(mine)
-        start += len(lot)
-
-
-def ranked(scores: Tensor, count: int) -> Tensor:
-    """Return where the best of each row of scores (B, n) are, (B, count); of equals the earlier."""
-    return scores.argsort(dim=1, descending=True, stable=True)[:, :count]
+from var.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -72,36 +39,37 @@ class Best:
         scores: (B, T) float64.
         index: (B, T) int64 which of the label's candidates they are.
         seeds: (B, T) int64 their random streams, each of which makes its image again.
-        cost: positions that models read for a label, candidates and guidance included, in those of
-            a single image decided scale by scale: N if nothing is dropped.
+        cost: (B,) float64 positions that models read for all candidates, guidance and what is read
+            again included, in those of one image that one model decides group by group. With a
+            sequential decoding it is N if nothing is dropped; others read more than once, too.
     """
 
     images: Tensor
     scores: Tensor
     index: Tensor
     seeds: Tensor
-    cost: float
+    cost: Tensor
+
+    def __len__(self) -> int:
+        return len(self.cost)
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """Return what was found of all labels of several batches."""
-        return cls(
-            torch.cat([part.images for part in parts]),
-            torch.cat([part.scores for part in parts]),
-            torch.cat([part.index for part in parts]),
-            torch.cat([part.seeds for part in parts]),
-            sum(part.cost * len(part.scores) for part in parts)
-            / sum(len(part.scores) for part in parts),
-        )
+        names = [each.name for each in fields(cls)]
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
 class Drawer:
-    """Draws candidates in stages, between which some are dropped.
+    """Draws candidates in stages, after each of which some are dropped.
 
     Args:
         pipe: who draws.
+        tokenizer: the pipeline's, or an edit's around it.
         scorer: who judges.
         stages: after how many groups how many of a label's candidates stay, from none and all on.
+        condition: of each label.
+        seeds: random stream of each label's first candidate.
         sampling: how tokens are drawn.
         decoding: who predicts and what is kept.
         cache: kind of the decoding's caches; None: its own choice.
@@ -113,78 +81,85 @@ class Drawer:
     def __init__(
         self,
         pipe: Pipeline,
+        tokenizer: Tokenizer,
         scorer: Scorer,
         stages: Sequence[tuple[int, int]],
+        condition: Condition,
+        seeds: Sequence[int],
+        *,
         sampling: Sampling,
         decoding: Decoding,
         cache: CacheKind | None,
     ) -> None:
-        self.pipe, self.scorer, self.stages = pipe, scorer, stages
+        self.pipe, self.tokenizer, self.scorer, self.stages = pipe, tokenizer, scorer, stages
+        self.condition, self.seeds = condition, torch.tensor(seeds, dtype=torch.int64)
         self.sampling, self.cache = sampling, cache
         self.decoding = Metered(decoding, sampling)
-        self.read = 0  # positions, of all candidates of an attempt and their guidance
+        self.read = torch.zeros(len(seeds), dtype=torch.float64)  # positions, for each label
         if len(stages) > 2:
             decoding.begin(cache)
             check_beginnings(decoding)
 
-    def best(
-        self, condition: Condition, seeds: Sequence[int], size: int, bar: tqdm[Any]
-    ) -> Best | None:
-        """Return the best candidates of some labels; None: there is no memory for it.
+    def best(self, done: int, size: int, bar: tqdm[Any]) -> Iterator[Best]:
+        """Yield the best candidates of label `done` and those after it, of some at a time.
 
         Args:
-            condition: of each label.
-            seeds: random stream of its first candidate.
+            done: number of labels to leave out.
             size: candidates at a time.
             bar: is moved by each group.
 
         Raises:
             UserError: scores are not one finite number an image.
         """
-        try:
-            return self._best(condition, seeds, size, bar)
-        except RuntimeError as error:  # torch.OutOfMemoryError is one
-            if not is_out_of_memory(error):
-                raise
-            for cache in self.decoding.caches:
-                cache.release()
-            return None  # and let go of everything that the failure held
+        self.read[done:] = 0
+        lots = self._begun(done, size)
+        for (_, number), (groups, left) in pairwise(self.stages):
+            lots = self._stage(merged(lots, size), done, number, groups, left, bar)
+        return map(self._told, lots)
 
-    def _best(self, condition: Condition, seeds: Sequence[int], size: int, bar: tqdm[Any]) -> Best:
-        (_, number), *stages, (finished, top) = self.stages
-        labels, every, self.read = len(seeds), condition.each(number), 0
-        streams = [first + j for first in seeds for j in range(number)]
-        parts = [slice(start, start + size) for start in range(0, len(every), size)]
-        lots = [Lot(every[part], Rng(streams[part], self.pipe.device)) for part in parts]
-        index, row = torch.arange(number).expand(labels, -1), torch.arange(labels)[:, None]
-        for groups, left in stages:
-            lots, _, scores = self._stage(lots, groups, bar)
-            scores = scores.view(labels, -1)
-            order = ranked(scores, left).sort(dim=1).values  # in turn, for the next ranks of equals
-            lots = list(survivors(lots, (order + row * scores.shape[1]).flatten()))
-            index = index.gather(1, order)
-        _, images, scores = self._stage(lots, finished, bar)
-        images, scores = (each.unflatten(0, (labels, -1)) for each in (images, scores))
-        order = ranked(scores, top)
-        index, cost = index.gather(1, order), self.read / (labels * self._positions())
-        seed = torch.tensor(seeds)[:, None] + index
-        return Best(images[row, order], scores.gather(1, order), index, seed, cost)
+    def _begun(self, done: int, size: int) -> Iterator[Lot]:
+        """Yield all candidates of label `done` and those after it, of whom nothing is decided."""
+        number = self.stages[0][1]
+        for each in torch.arange(done * number, len(self.seeds) * number).split(size):
+            label, index = each // number, each % number
+            streams = (self.seeds[label] + index).tolist()
+            yield Lot(label, index, Rng(streams, self.pipe.device))
 
     def _stage(
-        self, lots: Iterable[Lot], groups: int, bar: tqdm[Any]
-    ) -> tuple[list[Lot], Tensor, Tensor]:
-        """Return lots once so many groups are decided, and all their images and scores."""
-        lots = [self._drawn(lot, groups, bar) for lot in lots]
-        images, scores = zip(*map(self._judged, lots), strict=True)
-        return lots, torch.cat(images), torch.cat(scores)
+        self,
+        lots: Iterable[Lot],
+        first: int,
+        number: int,
+        groups: int,
+        left: int,
+        bar: tqdm[Any],
+    ) -> Iterator[Lot]:
+        """Yield, of whole labels, which of their candidates stay once so many groups are decided.
+
+        Args:
+            lots: `number` candidates of each label, beginning with label `first`.
+            groups: that are decided then.
+            left: candidates that stay.
+            bar: is moved by each group.
+        """
+        held: Lot | None = None
+        seen = 0
+        for lot in lots:
+            scored = self._scored(self._drawn(lot, groups, bar))
+            held, seen = held.joined(scored) if held else scored, seen + len(lot)
+            assert held.scores is not None
+            held = held.rows(leaders(held.label, held.scores, left))
+            whole, held = held.split(int((held.label < first + seen // number).sum()))
+            if whole:
+                yield whole
 
     def _drawn(self, lot: Lot, groups: int, bar: tqdm[Any]) -> Lot:
         """Return candidates once so many groups are decided."""
-        pipe, canvas, before = self.pipe, lot.canvas, self.decoding.positions
+        canvas, before = lot.canvas, self.decoding.positions
         for now in decide(
-            pipe.tokenizer,
-            pipe.schedule,
-            lot.condition,
+            self.tokenizer,
+            self.pipe.schedule,
+            self.condition[lot.label],
             self.decoding,
             self.sampling,
             lot.rng,
@@ -195,19 +170,20 @@ class Drawer:
             canvas = now
             if canvas.done >= groups:
                 break
-        self.read += (self.decoding.positions - before) * len(lot)
+        each = lot.label.bincount(minlength=len(self.read))
+        self.read += each * (self.decoding.positions - before)
         return replace(lot, canvas=canvas)
 
     @torch.inference_mode()
-    def _judged(self, lot: Lot) -> tuple[Tensor, Tensor]:
-        """Return images (b, 3, H, W) of candidates, and their scores (b,) float64 on the CPU.
+    def _scored(self, lot: Lot) -> Lot:
+        """Return candidates with their scores; with images, not canvases, if they are finished.
 
         Raises:
             UserError: scores are not one finite number an image.
         """
         assert lot.canvas is not None
-        images = self.pipe.decode(lot.canvas)
-        scores = self.scorer(images, lot.condition.labels)
+        images = self.tokenizer.decode(lot.canvas).float()
+        scores = self.scorer(images, self.condition[lot.label])
         if not isinstance(scores, Tensor) or scores.shape != (len(lot),):
             what = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise UserError(f"a scorer must return ({len(lot)},), one score an image, not {what}")
@@ -217,7 +193,17 @@ class Drawer:
                 f"the scorer returned {scores[~scores.isfinite()][0]:.0f} after {lot.canvas.done} "
                 f"of {len(lot.canvas.schedule)} groups: only finite scores can be ranked"
             )
-        return images, scores
+        if lot.canvas.done < len(lot.canvas.schedule):
+            return replace(lot, scores=scores)
+        return replace(lot, scores=scores, canvas=None, images=images)
+
+    def _told(self, lot: Lot) -> Best:
+        """Return the best of whole labels, T finished candidates of each."""
+        assert lot.scores is not None and lot.images is not None
+        order = ranked(lot.label, lot.scores).view(-1, self.stages[-1][1])
+        label, index = lot.label[order], lot.index[order]
+        seeds, cost = self.seeds[label] + index, self.read[label[:, 0]] / self._positions()
+        return Best(lot.images[order], lot.scores[order], index, seeds, cost)
 
     def _positions(self) -> int:
         """Return what one model reads for an image that is decided group by group."""
@@ -232,9 +218,9 @@ def check_beginnings(decoding: Decoding) -> None:
     Raises:
         UserError: they do not.
     """
-    if isinstance(decoding, Jacobi):
+    if not decoding.resumes:
         raise UserError(
-            "prune stops a decoding and begins anew, and decoding=jacobi would lose its guesses: "
+            "prune stops drawing and begins anew, and this decoding would lose its guesses: "
             "use decoding=sequential, or do not prune"
         )
     if any(not cache.rewinds and not cache.recurrent for cache in decoding.caches):

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 Choice = str | Mapping[str, Any] | Decoding | None
 CacheChoice = str | Mapping[str, Any] | CacheKind | None
-EditChoice = Mapping[str, Any] | Edit | None
+EditChoice = str | Mapping[str, Any] | Edit | None
 T = TypeVar("T")
 
 
@@ -260,7 +260,7 @@ def edited(pipe: Pipeline, choice: EditChoice) -> Tokenizer:
         UserError: there is no edit of that name, its settings are others, it cannot be read, or it
             is not for this model.
     """
-    edit = _chosen("edit", EDITS, choice) if isinstance(choice, Mapping) else choice
+    edit = _chosen("edit", EDITS, choice) if isinstance(choice, str | Mapping) else choice
     return pipe.tokenizer if edit is None else edit.around(pipe.tokenizer, pipe.schedule)
 
 

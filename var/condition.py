@@ -54,6 +54,11 @@ class Condition:
         text = text.gather(1, order[..., None].expand_as(text))
         return cls(labels, text * valid[..., None], valid)
 
+    @property
+    def empty(self) -> bool:
+        """Whether no image is to show anything in particular; waits for the device."""
+        return bool((self.labels < 0).all())
+
     def spread(self, rows: int) -> Condition:
         """Return the condition of all model rows: itself, then null rows if there are two."""
         if rows == 1:

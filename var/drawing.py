@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from var.schedule import Schedule
 from var.tokenizers.tokenizer import Canvas, Tokenizer
 
 log = logging.getLogger(__name__)
+Batch = TypeVar("Batch", bound=Sized)
 
 
 @dataclass(frozen=True)
@@ -66,38 +67,29 @@ class Drawing:
         Raises:
             UserError: no memory for a single image, or a number out of range.
         """
-        if batch_size < 1:
-            raise UserError(f"batch_size must be 1 or more, got {batch_size}")
-        if min(seeds, default=0) < 0:
-            raise UserError(f"seeds must be 0 or more, got {min(seeds)}")
         if not isinstance(ids, Condition):
             ids = Condition(torch.tensor(ids, dtype=torch.int64))
-        done, groups = 0, len(self.schedule)
-        with tqdm(total=len(ids) * groups, disable=not progress, unit="group") as bar:
-            while done < len(ids):
-                part = slice(done, done + batch_size)
-                images = self._attempt(ids[part], seeds[part], bar)
-                if images is None:
-                    batch_size = halved(min(batch_size, len(ids) - done), self.device)
-                    bar.n = done * groups
-                    continue
-                done += len(images)
-                bar.set_postfix_str(f"{done} of {len(ids)} images")
-                yield images
 
-    def _attempt(self, given: Condition, seeds: Sequence[int], bar: tqdm[Any]) -> Tensor | None:
+        def draw(done: int, size: int, bar: tqdm[Any]) -> Iterator[Tensor]:
+            for start in range(done, len(ids), size):
+                yield self._images(ids[start : start + size], seeds[start : start + size], bar)
+
+        return fitting(
+            draw,
+            seeds,
+            self.decoding,
+            self.device,
+            groups=len(self.schedule),
+            batch_size=batch_size,
+            progress=progress,
+        )
+
+    def _images(self, given: Condition, seeds: Sequence[int], bar: tqdm[Any]) -> Tensor:
         frames: list[Tensor] = []
-        try:
-            for canvas in self._canvases(given, seeds, bar):
-                if self.steps or canvas.done == len(self.schedule):
-                    with torch.inference_mode():
-                        frames.append(self.tokenizer.decode(canvas).float())
-        except RuntimeError as error:  # torch.OutOfMemoryError is one
-            if not is_out_of_memory(error):
-                raise
-            for cache in self.decoding.caches:
-                cache.release()
-            return None  # and let go of everything that the failure held
+        for canvas in self._canvases(given, seeds, bar):
+            if self.steps or canvas.done == len(self.schedule):
+                with torch.inference_mode():
+                    frames.append(self.tokenizer.decode(canvas).float())
         return torch.stack(frames, dim=1)
 
     def _canvases(self, given: Condition, seeds: Sequence[int], bar: tqdm[Any]) -> Iterator[Canvas]:
@@ -115,6 +107,55 @@ class Drawing:
             bar.update(len(given) * (canvas.done - done))
             done = canvas.done
             yield canvas
+
+
+def fitting(
+    draw: Callable[[int, int, tqdm[Any]], Iterator[Batch]],
+    seeds: Sequence[int],
+    decoding: Decoding,
+    device: torch.device,
+    *,
+    groups: int,
+    number: int = 1,
+    batch_size: int,
+    progress: bool,
+) -> Iterator[Batch]:
+    """Yield what is drawn, in batches that fit into memory.
+
+    Args:
+        draw: given how many are done, the batch size, and a bar that it moves by each group, yields
+            the others. Asked again when memory has run out.
+        seeds: random stream of each, or its first one, 0 or more.
+        decoding: whose caches are let go of when memory has run out.
+        device: where that was.
+        groups: that are decided for each.
+        number: images that are drawn for each.
+        batch_size: images at a time; halved as often as needed.
+        progress: show a bar.
+
+    Raises:
+        UserError: no memory for a single image, or a number out of range.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size must be 1 or more, got {batch_size}")
+    if min(seeds, default=0) < 0:
+        raise UserError(f"seeds must be 0 or more, got {min(seeds)}")
+    done = 0
+    with tqdm(total=len(seeds) * groups, disable=not progress, unit="group") as bar:
+        while done < len(seeds):
+            try:
+                for batch in draw(done, batch_size, bar):
+                    done += len(batch)
+                    bar.set_postfix_str(f"{done} of {len(seeds)}")
+                    yield batch
+            except RuntimeError as error:  # torch.OutOfMemoryError is one
+                if not is_out_of_memory(error):
+                    raise
+                for cache in decoding.caches:
+                    cache.release()
+            if done < len(seeds):  # by now everything that the failure held is let go of
+                batch_size = halved(min(batch_size, (len(seeds) - done) * number), device)
+                bar.n = done * groups
 
 
 def halved(batch_size: int, device: torch.device) -> int:

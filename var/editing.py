@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from operator import index
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +37,18 @@ class Frame(NamedTuple):
     def size(self) -> Size:
         """(H, W) in pixels."""
         return self.grid[0] * self.side, self.grid[1] * self.side
+
+
+def whole(name: str, value: Any) -> int:
+    """Return a setting of an edit that is a whole number, NumPy's as well.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not isinstance(value, bool):
+        with suppress(TypeError):
+            return index(value)
+    raise UserError(f"edit.{name}={value}: use a whole number")
 
 
 class Edit(ABC):
@@ -64,7 +78,8 @@ class Variation(Edit):
     def around(self, tokenizer: Tokenizer, schedule: Schedule) -> Tokenizer:
         """Return the tokenizer with which images are made, see `Edit`."""
         if not 0 <= self.groups <= len(schedule):
-            raise UserError(f"edit.groups={self.groups}: this model has {len(schedule)}")
+            count = len(schedule)
+            raise UserError(f"edit.groups={self.groups}: this model has {count}, use 0..{count}")
         keep = [torch.full((size,), k < self.groups) for k, size in enumerate(schedule.sizes)]
         frame = Frame(schedule.grids[-1], tokenizer.factor)
         return Edited(tokenizer, fitted(self.image, frame.size), keep)
@@ -91,7 +106,9 @@ class Join:
     def __post_init__(self) -> None:
         if self.blend not in ("tokens", "latent"):
             raise UserError(f"edit.blend={self.blend}: use tokens or latent")
-        if not isinstance(self.soft, int) or self.soft < 0:
+        if not isinstance(self.paste, bool):
+            raise UserError(f"edit.paste={self.paste}: use true or false")
+        if whole("soft", self.soft) < 0:
             raise UserError(f"edit.soft={self.soft}: use a whole number of pixels, 0 or more")
         if self.soft and not self.paste:
             raise UserError(f"edit.soft={self.soft} is the edge of pasted pixels: edit.paste=true")
@@ -129,6 +146,13 @@ class Painting(Edit):
         frame = Frame(schedule.grids[-1], tokenizer.factor)
         image, hole = self.framed(frame)
         cells = F.max_pool2d(hole[None].float(), frame.side)[0]
+        if hole.all():
+            log.warning("the edit keeps nothing: images will be as they are without it")
+        elif cells.all():
+            raise UserError(
+                f"nothing would stay: no cell of {frame.side} x {frame.side} pixels lies in what "
+                "shall: let a larger area stay, or give a larger edit.scale"
+            )
         if not hole.any():
             log.warning("the edit leaves nothing to make: images will be the given one")
         if (latent := self.join.blend == "latent") and schedule.is_raster:
@@ -137,7 +161,7 @@ class Painting(Edit):
                 "use edit.blend=tokens"
             )
         keep = keep_masks(1 - cells, schedule)
-        if hole.all():  # what is kept whole as published, scales of few cells, would be alone
+        if cells.all():  # what is kept whole as published, scales of few cells, would be alone
             keep = [torch.zeros_like(stays) for stays in keep]
         return Edited(
             tokenizer,
@@ -150,19 +174,17 @@ class Painting(Edit):
 
 @dataclass(frozen=True, eq=False)
 class AreaPainting(Painting):
-    """An area is made anew, or all but the area.
+    """An area is made anew.
 
     Attributes:
-        area: the area of a frame, (H, W) bool.
-        anew: whether the area is made anew, or is what stays.
+        area: what is made anew of a frame, (H, W) bool.
     """
 
     area: Callable[[Frame], Tensor]
-    anew: bool
 
     def framed(self, frame: Frame) -> tuple[Tensor, Tensor]:
         """Return the image of a frame, and what is made anew of it, see `Painting`."""
-        return fitted(self.image, frame.size), self.area(frame) == self.anew
+        return fitted(self.image, frame.size), self.area(frame)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from var.data.picture import Picture, fitted_mask, read_image, read_mask
-from var.editing import AreaPainting, Edit, Expansion, Frame, Join, Variation
+from var.editing import AreaPainting, Edit, Expansion, Frame, Join, Variation, whole
 from var.errors import UserError
 
 
@@ -37,7 +37,9 @@ def inpaint(
     Args:
         image: a file, an image of Pillow's, or (3, H, W) in [0, 1]; of another size than the
             model's, its shorter edge is resized and the centre cut out.
-        mask: the area, white on black: likewise, or (H, W); in the proportions of the image.
+        mask: the area, white on black: likewise, but tensors are (H, W) or (1, H, W), and may be
+            bool; in the proportions of the image. Lines thinner than a pixel of the model's image
+            are made anew too.
         box: in its place, [y0, x0, y1, x1] as fractions of the model's image, rounded to cells.
         blend, paste, soft: see `Join`.
 
@@ -59,7 +61,8 @@ def outpaint(
 ) -> Edit:
     """Return the edit that leaves an area of an image and makes the rest anew (VAR, section 4).
 
-    The arguments are those of `inpaint`: white is what stays.
+    The arguments are those of `inpaint`: white is what stays. Lines of black are made anew, however
+    thin.
     """
     return _painting("outpaint", image, mask, box, Join(blend, paste, soft), anew=False)
 
@@ -109,9 +112,7 @@ def vary(image: Picture, *, groups: int) -> Edit:
     Raises:
         UserError: the file cannot be read, or `groups` is no whole number.
     """
-    if not isinstance(groups, int):
-        raise UserError(f"edit.groups={groups}: use a whole number")
-    return Variation(_given("vary", image), groups)
+    return Variation(_given("vary", image), whole("groups", groups))
 
 
 def _given(name: str, image: Picture | None) -> Tensor:
@@ -135,8 +136,9 @@ def _painting(
             f"edit={name} needs an area, and one only: say mask=mask.png, white on black, or "
             "edit.box=[y0,x0,y1,x1]"
         )
-    area = partial(_boxed, _box(box)) if mask is None else partial(_masked, _mask(mask, pixels))
-    return AreaPainting(pixels, join, area, anew)
+    if mask is None:
+        return AreaPainting(pixels, join, partial(_boxed, _box(box), anew))
+    return AreaPainting(pixels, join, partial(_masked, _mask(mask, pixels) == anew))
 
 
 def _box(box: Sequence[float] | None) -> tuple[float, ...]:
@@ -151,7 +153,8 @@ def _box(box: Sequence[float] | None) -> tuple[float, ...]:
 def _mask(given: Picture, image: Tensor) -> Tensor:
     mask = read_mask(given)
     (height, width), (h, w) = image.shape[1:], mask.shape
-    if abs(h * width - w * height) > max(height, width):  # by more than a pixel
+    short, (less, more) = min(h, w, height, width), sorted((h * width, w * height))
+    if more * short >= less * (short + 1):  # one may be the other, resized to whole pixels
         raise UserError(
             f"the mask has {w} x {h} pixels, the image {width} x {height}: "
             "give a mask of the image's proportions"
@@ -159,21 +162,43 @@ def _mask(given: Picture, image: Tensor) -> Tensor:
     return mask
 
 
-def _boxed(box: Sequence[float], frame: Frame) -> Tensor:
+def _boxed(box: Sequence[float], anew: bool, frame: Frame) -> Tensor:
+    """Return what is made anew of a frame (H, W) bool, a box or all but the box.
+
+    Raises:
+        UserError: it covers no cell, or, but for less than a cell, all.
+    """
     (h, w), (y0, x0, y1, x1) = frame.grid, box
     cells = torch.zeros(h, w, dtype=torch.bool)
     cells[round(y0 * h) : round(y1 * h), round(x0 * w) : round(x1 * w)] = True
-    return cells.repeat_interleave(frame.side, 0).repeat_interleave(frame.side, 1)
+    if not cells.any():
+        raise UserError(f"edit.box={[*box]} covers none of {h} x {w} cells: use a larger one")
+    if cells.all() and (*box,) != (0, 0, 1, 1):
+        raise UserError(f"edit.box={[*box]} covers all of {h} x {w} cells: use a smaller one")
+    return (cells == anew).repeat_interleave(frame.side, 0).repeat_interleave(frame.side, 1)
 
 
-def _masked(mask: Tensor, frame: Frame) -> Tensor:
-    return fitted_mask(mask, frame.size)
+def _masked(hole: Tensor, frame: Frame) -> Tensor:
+    """Return what is made anew of a frame (H, W) bool.
+
+    Raises:
+        UserError: it is all or nothing, but not of the whole mask.
+    """
+    mine = fitted_mask(hole, frame.size)
+    if mine.any() != hole.any() or mine.all() != hole.all():
+        raise UserError(
+            f"the mask leaves nothing to {'keep' if mine.all() else 'make'} of the centre of the "
+            f"image, at the model's {frame.size[1]} x {frame.size[0]} pixels: mark another area"
+        )
+    return mine
 
 
 def _fractions(values: Sequence[float], count: int) -> bool:
     """Return whether these are so many numbers from 0 to 1."""
     try:
-        return len(values) == count and all(0 <= float(value) <= 1 for value in values)
+        return len(values) == count and all(
+            not isinstance(value, bool | str) and 0 <= float(value) <= 1 for value in values
+        )
     except (TypeError, ValueError):
         return False
 

@@ -5,7 +5,7 @@ Ground floor; heads ask for noise, the command line hands out the seeds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -32,11 +32,18 @@ class Rng:
         """Return the streams of a batch of `size` images, seeded `seed`, `seed + 1`, ..."""
         return cls(range(seed, seed + size), device)
 
-    def rows(self, index: Sequence[int]) -> Rng:
-        """Return the streams of some of the images, which go on where they are."""
-        some = Rng([], self.device)
-        some.streams = [self.streams[i] for i in index]
-        return some
+    def rows(self, index: Tensor) -> Rng:
+        """Return the streams of some of the images, those of `index` (b,) int64, as they are."""
+        return self._with(self.streams[i] for i in index.tolist())
+
+    def joined(self, *others: Rng) -> Rng:
+        """Return these streams and others, as they are."""
+        return self._with(stream for each in (self, *others) for stream in each.streams)
+
+    def _with(self, streams: Iterable[torch.Generator]) -> Rng:
+        rng = Rng([], self.device)
+        rng.streams = list(streams)
+        return rng
 
     def __len__(self) -> int:
         return len(self.streams)

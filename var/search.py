@@ -1,8 +1,10 @@
 """Best of several: of a label's candidates a scorer keeps the best (VAR's rejection sampling).
 
 Candidates of which little can be expected are dropped on the way, once some of their groups are
-decided: their canvas decodes to an image as any other, which is scored. So do ORM and PARM for
-models of tokens (Image-Generation-CoT, arXiv 2501.13926).
+decided: their canvas decodes to an image as any other, which is scored. To judge finished images
+(ORM) and to give up some before (PARM) is Image-Generation-CoT's (arXiv 2501.13926), whose reward
+model, trained for it, says itself when an image can be judged, and which to give up. Here any
+scorer ranks, after groups that are chosen beforehand, and so many stay.
 
 Survivors go on with their canvas and their random streams; what remembers the groups before is not
 taken apart, but made anew, in one pass over them, as the second model of a collaborative decoding
@@ -16,14 +18,12 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
 from math import ceil
-from typing import Unpack
-
-from tqdm.auto import tqdm
+from typing import Self, Unpack
 
 from var import choices
 from var.candidates import Best, Drawer
 from var.condition import Condition
-from var.drawing import halved
+from var.drawing import fitting
 from var.errors import UserError
 from var.labels import Labels
 from var.metrics.networks import Network
@@ -41,11 +41,12 @@ class Search:
             prune.
         number: N, candidates of each label.
         prune: by number of groups decided, what stays of a label's candidates then: a share of
-            those left, a float in 0..1, rounded up; or so many, an int.
+            those left, a float in 0..1, rounded up; or so many, an int. Numbers of groups may be
+            strings, as JSON has them.
         top: T, how many are delivered.
 
     Raises:
-        UserError: a number is out of range.
+        UserError: a number is out of range, or `prune` is none of that.
     """
 
     scorer: Scorer
@@ -57,6 +58,7 @@ class Search:
         for name, value in (("number of candidates", self.number), ("top", self.top)):
             if type(value) is not int or value < 1:
                 raise UserError(f"{name} must be a whole number of 1 or more, got {value}")
+        object.__setattr__(self, "prune", _by_group(self.prune))
         for k, kept in self.prune.items():
             if not (type(kept) is float and 0 < kept <= 1 or type(kept) is int and kept >= 1):
                 raise UserError(
@@ -98,6 +100,7 @@ class Search:
         sampling: Sampling,
         decoding: choices.Choice = None,
         cache: choices.CacheChoice = None,
+        edit: choices.EditChoice = None,
         batch_size: int = 32,
         progress: bool = False,
     ) -> Iterator[Best]:
@@ -107,31 +110,48 @@ class Search:
             pipe: who draws.
             ids: class of each label, -1 for none; or a condition.
             seeds: random stream of each label's first candidate; the others have those after it.
-            sampling, decoding, cache, progress: see `Pipeline`.
+            sampling, decoding, cache, edit, progress: see `Pipeline`.
             batch_size: candidates at a time; halved as often as needed when memory runs out.
 
         Raises:
             UserError: see `best_of`.
         """
-        chosen, kind = choices.decoding(pipe, decoding), choices.cache(pipe, cache)
         stages, condition = self.stages(len(pipe.schedule)), pipe.condition(ids)
-        drawer = Drawer(pipe, self.scorer, stages, sampling, chosen, kind)
-        if batch_size < 1:
-            raise UserError(f"batch_size must be 1 or more, got {batch_size}")
-        if min(seeds, default=0) < 0:
-            raise UserError(f"seeds must be 0 or more, got {min(seeds)}")
-        done, groups = 0, sum((k - j) * n for (j, n), (k, _) in pairwise(stages))
-        with tqdm(total=len(condition) * groups, disable=not progress, unit="group") as bar:
-            while done < len(condition):
-                part = slice(done, done + max(1, batch_size // self.number))
-                best = drawer.best(condition[part], seeds[part], batch_size, bar)
-                if best is None:
-                    most = min(batch_size, len(condition[part]) * self.number)
-                    batch_size, bar.n = halved(most, pipe.device), done * groups
-                    continue
-                done += len(best.scores)
-                bar.set_postfix_str(f"{done} of {len(condition)} labels")
-                yield best
+        if check := getattr(self.scorer, "check", None):
+            check(pipe, condition)
+        drawer = Drawer(
+            pipe,
+            choices.edited(pipe, edit),
+            self.scorer,
+            stages,
+            condition,
+            seeds,
+            sampling=sampling,
+            decoding=choices.decoding(pipe, decoding),
+            cache=choices.cache(pipe, cache),
+        )
+        return fitting(
+            drawer.best,
+            seeds,
+            drawer.decoding,
+            pipe.device,
+            groups=sum((k - j) * n for (j, n), (k, _) in pairwise(stages)),
+            number=self.number,
+            batch_size=batch_size,
+            progress=progress,
+        )
+
+    @classmethod
+    def best_of(
+        cls, *, number: int, features: Network, prune: Mapping[int, float] | None = None
+    ) -> Self:
+        """Return the search for images that a classifier takes for what they shall show.
+
+        Args:
+            features: the classifier, see `ClassLogProbability`.
+            number, prune: see `Search`.
+        """
+        return cls(ClassLogProbability(features), number, {} if prune is None else prune)
 
 
 def best_of(
@@ -145,6 +165,7 @@ def best_of(
     seed: int = 0,
     decoding: choices.Choice = None,
     cache: choices.CacheChoice = None,
+    edit: choices.EditChoice = None,
     batch_size: int = 32,
     progress: bool = False,
     **settings: Unpack[Settings],
@@ -158,23 +179,25 @@ def best_of(
         pipe: who draws.
         labels: classes as ids or names; None and -1 stand for none. Or a condition.
         number, scorer, prune, top: see `Search`.
-        seed, decoding, cache, progress, settings: see `Pipeline.__call__`.
+        seed, decoding, cache, edit, progress, settings: see `Pipeline.__call__`.
         batch_size: candidates at a time; halved as often as needed when memory runs out.
 
     Raises:
-        UserError: a number is out of range; scores are not one finite number an image; something is
-            to be pruned and the decoding, or its cache, cannot begin in the middle; no memory.
+        UserError: a number is out of range; the scorer refuses, or scores are not one finite number
+            an image; something is to be pruned and the decoding, or its cache, cannot begin in the
+            middle; no memory.
     """
     condition = pipe.condition(labels)
     if not len(condition):
         raise UserError("there is nothing to draw: no labels")
-    batches = Search(scorer, number, prune or {}, top).batches(
+    batches = Search(scorer, number, {} if prune is None else prune, top).batches(
         pipe,
         condition,
         range(seed, seed + len(condition) * number, number),
         sampling=pipe.settings(**settings),
         decoding=decoding,
         cache=cache,
+        edit=edit,
         batch_size=batch_size,
         progress=progress,
     )
@@ -185,11 +208,12 @@ def none() -> None:
     """Return no search: every image that is drawn is delivered."""
 
 
-def by_class(*, features: Network, number: int, prune: Mapping[int, float] | None = None) -> Search:
-    """Return the search for images that a classifier takes for what they shall show.
+def _by_group(prune: object) -> dict[int, float]:
+    """Return what stays by number of groups.
 
-    Args:
-        features: the classifier, see `ClassLogProbability`.
-        number, prune: see `Search`.
+    Raises:
+        UserError: it does not say so.
     """
-    return Search(ClassLogProbability(features), number, dict(prune or {}))
+    if not isinstance(prune, Mapping):
+        raise UserError(f"prune={prune}: say after how many groups what stays, as in {{3: 0.5}}")
+    return {int(k) if str(k).isdecimal() else k: kept for k, kept in prune.items()}

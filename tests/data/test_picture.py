@@ -42,10 +42,11 @@ def test_transparent_parts_of_a_mask_are_white(tmp_path: Path) -> None:
     assert mask.nonzero().tolist() == [[1, 2]]
 
 
-def test_a_mask_is_a_threshold() -> None:
+def test_a_mask_is_a_threshold_of_levels_of_any_type() -> None:
     levels = torch.tensor([[0.0, 0.4, 0.6, 1.0]])
-    assert read_mask(levels).tolist() == [[False, False, True, True]]
-    assert read_mask(levels > 0.5).tolist() == [[False, False, True, True]]
+    for mask in (levels, levels.half(), levels > 0.5, (levels * 255).byte(), levels[None]):
+        assert read_mask(mask).tolist() == [[False, False, True, True]]
+    assert not read_mask(torch.ones(2, 2, dtype=torch.uint8)).any()  # of 255 levels, as ever
 
 
 def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
@@ -57,10 +58,33 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
             read_image(tmp_path / name, "photo")
 
 
-@pytest.mark.parametrize("shape", [(6, 9), (1, 6, 9), (2, 3, 6, 9)])
+@pytest.mark.parametrize("shape", [(6, 9), (1, 6, 9), (2, 3, 6, 9), (3, 0, 9), (3,)])
 def test_a_tensor_that_is_no_image_is_named(shape: tuple[int, ...]) -> None:
-    with pytest.raises(UserError, match="image must be of shape"):
+    with pytest.raises(UserError, match=r"^image must be of shape \(3, H, W\), got \("):
         read_image(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 9), (1, 1, 6, 9), (0, 9), (9,)])
+def test_a_tensor_that_is_no_mask_is_named(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match=r"^mask must be of shape \(H, W\) or \(1, H, W\), got \("):
+        read_mask(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("level", [-0.1, 1.1, 255.0, float("nan"), float("inf"), 1, True])
+def test_numbers_that_are_no_levels_are_named(level: float) -> None:
+    with pytest.raises(UserError, match="^image must hold levels: uint8, or floating-point"):
+        read_image(torch.full((3, 6, 9), level))
+    if level is not True:
+        with pytest.raises(UserError, match="^mask must hold levels"):
+            read_mask(torch.full((6, 9), level))
+
+
+def test_what_is_neither_file_nor_image_nor_tensor_is_named() -> None:
+    for given in (PIXELS, PIXELS.tolist()):
+        with pytest.raises(UserError, match=r"^image is of type .*: give a file, an image of Pill"):
+            read_image(given)
+    with pytest.raises(UserError, match="^cannot read mask=.* floating-point numbers"):
+        read_mask(Image.new("F", (4, 4)))
 
 
 def test_the_centre_is_cut_out_of_images_and_masks_alike() -> None:
@@ -70,6 +94,9 @@ def test_the_centre_is_cut_out_of_images_and_masks_alike() -> None:
     assert fitted(wide, (4, 4)).min() > 0.9  # the filter reaches beyond the edge
     assert fitted_mask(wide[0].bool(), (8, 8)).all()
     assert not fitted_mask(wide[0].bool(), (8, 20))[:, :6].any()
+    thin = torch.zeros(6000, 4000, dtype=torch.bool)
+    thin[4321, 1234] = True
+    assert fitted_mask(thin, (6, 4)).nonzero().tolist() == [[4, 1]]
     exact = torch.rand(3, 5, 7, generator=torch.Generator().manual_seed(0))
     assert fitted(exact, (5, 7)) is exact and resized(exact, (5, 7)) is exact
     assert resized(wide, (4, 10)).shape == (3, 4, 10)

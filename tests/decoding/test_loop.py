@@ -73,6 +73,25 @@ def test_a_batch_of_eight_is_eight_batches_of_one(family: Family) -> None:
 
 
 @tiny.families
+def test_of_no_class_there_is_no_second_half_to_read(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    none, model = Condition(torch.full((3,), -1)), family.model()
+
+    def drawn() -> tuple[Canvas, set[int]]:
+        decoding = Listening(model)
+        args = family.tokenizer(), family.schedule, none, decoding, family.guided
+        *_, canvas = decide(*args, Rng.batch(2, 3))
+        return canvas, {len(shown) for shown in decoding.inputs}
+
+    canvas, rows = drawn()
+    monkeypatch.setattr(Condition, "empty", False)
+    both, twice = drawn()
+    assert (rows, twice) == ({3}, {6})
+    torch.testing.assert_close(canvas.latent, both.latent)
+
+
+@tiny.families
 def test_each_turn_yields_a_canvas_with_one_more_group(family: Family) -> None:
     canvases = list(run(family, Sequential(family.model()), family.plain, Rng.batch(0, 3)))
     assert [canvas.done for canvas in canvases] == list(range(1, len(family.schedule) + 1))

@@ -1,4 +1,4 @@
-"""Some of the images of a canvas: they go on as they would have among the others."""
+"""Some of the images of a canvas, or joined ones, go on as they would have where they were."""
 
 from collections.abc import Callable
 
@@ -16,11 +16,12 @@ INDEX = torch.tensor([2, 0])
 
 def check(blank: Callable[[], Canvas], tokens: list[Tensor], done: int) -> None:
     schedule = blank().schedule
-    whole, some = blank().write(*tokens), blank().write(*tokens[:done]).rows(INDEX)
-    assert type(some) is type(whole) and some.done == done and some.schedule == schedule
-    after = some.write(*(group[INDEX] for group in tokens[done:]))
-    assert torch.equal(after.read(schedule[:]), whole.read(schedule[:])[INDEX])
-    torch.testing.assert_close(after.latent, whole.latent[INDEX])
+    whole, before = blank().write(*tokens), blank().write(*tokens[:done])
+    for some in (before.rows(INDEX), before.rows(INDEX[:1]).joined(before.rows(INDEX[1:]))):
+        assert type(some) is type(whole) and some.done == done and some.schedule == schedule
+        after = some.write(*(group[INDEX] for group in tokens[done:]))
+        assert torch.equal(after.read(schedule[:]), whole.read(schedule[:])[INDEX])
+        torch.testing.assert_close(after.latent, whole.latent[INDEX])
 
 
 @pytest.mark.parametrize("done", [0, 1, 3])

@@ -193,6 +193,11 @@ class WatchedDecoding:
         self._inner, self._watch = decoding, watch
 
     @property
+    def resumes(self) -> bool:
+        """Whether images that it takes up in the middle become what they would have been."""
+        return self._inner.resumes
+
+    @property
     def caches(self) -> Sequence[Cache]:
         """What is remembered now."""
         return self._inner.caches

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -22,20 +25,23 @@ def read_image(given: Picture, what: str = "image") -> Tensor:
     and white where they are transparent.
 
     Args:
-        given: a file, an image of Pillow's, or a tensor: uint8, or in [0, 1].
+        given: a file, an image of Pillow's, or a tensor (3, H, W): uint8, or in [0, 1].
         what: its name in messages.
 
     Raises:
-        UserError: the file is not there or holds no image, or the tensor is none.
+        UserError: the file is not there or holds no image, the tensor is none, or it is something
+            else: arrays of NumPy's become images by `Image.fromarray`.
     """
     if isinstance(given, Tensor):
-        if given.ndim != 3 or len(given) != 3:
-            raise UserError(f"{what} must be of shape (3, H, W), got {tuple(given.shape)}")
-        return given.float().div(1 if given.is_floating_point() else 255)
-    if isinstance(given, Image.Image):
-        return to_tensor(upright(given))
+        return _levels(given, what, (3,))
+    if not isinstance(given, str | Path | Image.Image):
+        raise UserError(
+            f"{what} is of type {type(given).__name__}: give a file, an image of Pillow's "
+            "(Image.fromarray) or a tensor"
+        )
     try:
-        with Image.open(given) as image:
+        opened = nullcontext(given) if isinstance(given, Image.Image) else Image.open(given)
+        with opened as image:
             return to_tensor(upright(image))
     except Exception as error:  # Pillow raises whatever it stumbles over in a damaged file
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else None
@@ -47,14 +53,32 @@ def read_mask(given: Picture) -> Tensor:
     """Return where a mask is lighter than middle grey, (H, W) bool.
 
     Args:
-        given: as in `read_image`; or a tensor (H, W), bool or in [0, 1].
+        given: as in `read_image`; but tensors are (H, W) or (1, H, W), and may be bool.
 
     Raises:
         UserError: see `read_image`.
     """
-    if isinstance(given, Tensor) and given.ndim == 2:
-        given = given.float().expand(3, -1, -1)
-    return read_image(given, "mask").mean(dim=0) > 0.5
+    if not isinstance(given, Tensor):
+        return read_image(given, "mask").mean(dim=0) > 0.5
+    given = given[0] if given.ndim == 3 and len(given) == 1 else given
+    return _levels(given.float() if given.dtype == torch.bool else given, "mask", ()) > 0.5
+
+
+def _levels(given: Tensor, what: str, channels: tuple[int, ...]) -> Tensor:
+    """Return a tensor (*channels, H, W) as float32 in [0, 1] on the CPU.
+
+    Raises:
+        UserError: it is of another shape, holds nothing, or numbers that are no levels.
+    """
+    *front, height, width = given.shape if given.ndim > 1 else (0, 0)
+    if tuple(front) != channels or not height * width:
+        wanted = "(3, H, W)" if channels else "(H, W) or (1, H, W)"
+        raise UserError(f"{what} must be of shape {wanted}, got {tuple(given.shape)}")
+    levels = given.detach().float().cpu() / (255 if given.dtype == torch.uint8 else 1)
+    known = given.is_floating_point() or given.dtype == torch.uint8
+    if not known or not ((levels >= 0) & (levels <= 1)).all():
+        raise UserError(f"{what} must hold levels: uint8, or floating-point numbers from 0 to 1")
+    return levels
 
 
 def fitted(image: Tensor, size: Size) -> Tensor:
@@ -68,9 +92,10 @@ def fitted(image: Tensor, size: Size) -> Tensor:
 
 
 def fitted_mask(mask: Tensor, size: Size) -> Tensor:
-    """Return a mask (H, W) cut out of as `fitted` cuts images, True where half of it is."""
-    image = _pillow(mask.float().expand(3, -1, -1))
-    return to_tensor(ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BOX))[0] >= 0.5
+    """Return a mask (H, W) cut out of as `fitted` cuts images, True where any of it is."""
+    shares = Image.fromarray(mask.float().cpu().numpy())  # not in 8 bits, where thin lines vanish
+    shares = ImageOps.fit(shares, (size[1], size[0]), Image.Resampling.BOX)
+    return torch.from_numpy(np.array(shares)) > 0
 
 
 def resized(image: Tensor, size: Size) -> Tensor:

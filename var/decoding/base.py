@@ -29,8 +29,14 @@ class Turn(NamedTuple):
 
 
 class Decoding(Protocol):
-    """Chooses reader and guesses of each turn, and settles what is decided."""
+    """Chooses reader and guesses of each turn, and settles what is decided.
 
+    Attributes:
+        resumes: whether images that it takes up in the middle become what they would have been.
+    """
+
+    @property
+    def resumes(self) -> bool: ...
     @property
     def caches(self) -> Sequence[Cache]:
         """What is remembered now, of all models: for whoever counts bytes."""

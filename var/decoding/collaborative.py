@@ -32,6 +32,8 @@ class Collaborative:
         kind: of both caches; each model's own choice if none is given. Kept from run to run.
     """
 
+    resumes = True
+
     def __init__(
         self, opener: Backbone, closer: Backbone, switch: int, kind: CacheKind | None = None
     ) -> None:

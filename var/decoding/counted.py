@@ -28,6 +28,11 @@ class Counted:
         self.decoding, self.runs = decoding, list[int]()
 
     @property
+    def resumes(self) -> bool:
+        """Whether images that it takes up in the middle become what they would have been."""
+        return self.decoding.resumes
+
+    @property
     def caches(self) -> Sequence[Cache]:
         """What is remembered now."""
         return self.decoding.caches

@@ -51,6 +51,8 @@ class Jacobi:
             forget single groups.
     """
 
+    resumes = False  # guesses are lost
+
     def __init__(
         self,
         model: Backbone,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -44,6 +45,8 @@ def decide(
     """
     canvas = tokenizer.blank(len(condition), schedule) if canvas is None else canvas
     decoding.begin(cache)
+    if condition.empty:  # the null half would be the same
+        sampling = replace(sampling, guidance=(1.0, 1.0))
     spread = lru_cache(condition.spread)  # texts are long: not at every turn
     while canvas.done < len(schedule):
         turn = decoding.propose(canvas, rng)

@@ -22,6 +22,8 @@ class Sequential:
         kind: of its cache; the model's own choice if none is given. Kept from run to run.
     """
 
+    resumes = True
+
     def __init__(self, model: Backbone, kind: CacheKind | None = None) -> None:
         self.model, self.kind = model, kind
         self.cache = model.new_cache(kind)
