@@ -59,7 +59,7 @@ def plot(path: Path, reports: Sequence[Report], labels: Sequence[str]) -> None:
     Args:
         path: of the picture.
         reports: of samples, one for each point.
-        labels: of the points.
+        labels: of the points; those of the frontier, and of the best of each model, are shown.
 
     Raises:
         UserError: matplotlib is missing, the file cannot be written, or as for `distance`.
@@ -72,7 +72,8 @@ def plot(path: Path, reports: Sequence[Report], labels: Sequence[str]) -> None:
     points = [(r["speed"][_SPEED], r["metrics"][metric]["value"]) for r in reports]
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    best = [points[i] for i in frontier(points)]
+    named = set(edge := frontier(points))
+    best = [points[i] for i in edge]
     line = {"color": "0.6", "linestyle": "--", "zorder": 1}
     # In steps: between two of its points the slower one is out of reach.
     axes.plot(*zip(*best, strict=True), drawstyle="steps-post", label="frontier", **line)
@@ -81,8 +82,9 @@ def plot(path: Path, reports: Sequence[Report], labels: Sequence[str]) -> None:
         spreads = [reports[i]["metrics"][metric].get("spread") or math.nan for i in mine]
         x, y = zip(*(points[i] for i in mine), strict=True)
         axes.errorbar(x, y, yerr=spreads, fmt="o", capsize=3, label=model)
-    for label, point in zip(labels, points, strict=True):
-        axes.annotate(label, point, xytext=(5, 5), textcoords="offset points", fontsize=8)
+        named.add(min(mine, key=lambda i: points[i][1]))
+    for i in named:  # all of them would hide each other
+        axes.annotate(labels[i], points[i], xytext=(5, 5), textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
     axes.margins(0.15)
     axes.set_xlabel("images per second")
