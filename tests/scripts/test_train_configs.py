@@ -49,8 +49,8 @@ def composed(name: str, *overrides: str) -> DictConfig:
 
 def with_network(cfg: DictConfig, path: Path) -> DictConfig:
     """Return a config with a feature network of the shape that it names, in a file."""
-    _, _, *shape = plain(cfg.features)
-    network = SmallClassifier(**{key: plain(cfg.features[key]) for key in shape})
+    shape = {k: v for k, v in plain(cfg.features).items() if k not in ("_target_", "path")}
+    network = SmallClassifier(**shape)
     save_file({k.removeprefix("layers."): v for k, v in network.state_dict().items()}, path)
     return OmegaConf.merge(cfg, {"features": {"path": str(path)}})  # type: ignore[return-value]
 
