@@ -213,6 +213,8 @@ def subject_of(
     if not generation and pipe is not None:
         if data is None:
             raise UserError("there is nothing to reconstruct: say data=…")
+        if options.npz:
+            raise UserError("npz=true writes samples, these are reconstructions: leave it out")
         near = lpips(pipe.device) if options.lpips else None
         check_sizes(pipe.tokenizer, pipe.schedule, data)
         return Reconstruction(pipe, data, network, near, len(data.unusable))

@@ -197,6 +197,16 @@ def test_images_are_resized_before_they_are_measured(place: Path, tmp_path: Path
         evaluate(place, *stored, f"reference={tmp_path}/real.npz")
 
 
+def test_reconstructions_are_not_written_as_samples(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "run", tmp_path / "vq")
+    text = (tmp_path / "vq/config.yaml").read_text()
+    recipe = Recipe.parse(text, "vq")
+    run = store.load(place / "run")
+    store.save(tmp_path / "vq", store.Run(replace(recipe, backbone=None), run.tokenizer))
+    with pytest.raises(UserError, match="npz=true writes samples"):
+        evaluate(place, f"model={tmp_path}/vq", "npz=true")
+
+
 def test_two_processes_measure_what_one_does(place: Path, tmp_path: Path) -> None:
     words = [
         f"model={place}/run", f"data.root={place}", f"features.path={place}/net.safetensors",
