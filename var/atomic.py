@@ -19,6 +19,22 @@ def write(path: Path, text: str) -> None:
     replace(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
+def write_bytes(path: Path, blob: bytes) -> None:
+    """Write a file in one step, and to disk.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+
+    def flushed(part: Path) -> None:
+        with part.open("wb") as file:
+            file.write(blob)
+            file.flush()
+            os.fsync(file.fileno())
+
+    replace(path, flushed)
+
+
 def replace(path: Path, save: Callable[[Path], object]) -> None:
     """Let `save` write a file under another name, then move it to its place; make its folder.
 

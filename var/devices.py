@@ -66,3 +66,12 @@ def share(count: int, rank: int, processes: int) -> range:
     [[0, 1], [2, 3, 4]]
     """
     return range(count * rank // processes, count * (rank + 1) // processes)
+
+
+def pieces(count: int, size: int) -> list[range]:
+    """Return `count` things cut into pieces of so many, the last of what is left.
+
+    >>> [list(piece) for piece in pieces(5, 2)]
+    [[0, 1], [2, 3], [4]]
+    """
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Return a sha256 of the names, types, shapes and bytes of a module's weights and buffers."""
+    """Return that of a module's weights and buffers, see `of_tensors`."""
+    return of_tensors(module.state_dict())
+
+
+def of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return a sha256 of the names, types, shapes and bytes of tensors."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

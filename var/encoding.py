@@ -7,7 +7,6 @@ rest. `cache.yaml` is written last, and with it `.progress` goes.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,11 +19,12 @@ import yaml
 from safetensors.torch import save
 from torch import Tensor
 
-from var.atomic import replace as put
+from var.atomic import write_bytes
 from var.data.batches import loader
 from var.data.images import Batch, ImageData
 from var.data.index import INDEX, NUMBERS, PROGRESS, Index, Shard
 from var.data.latents import check_shards
+from var.devices import pieces
 from var.errors import UserError
 from var.schedule import Schedule
 from var.tokenizers.tokenizer import Tokenizer
@@ -59,12 +59,11 @@ class Folder:
     @property
     def parts(self) -> list[range]:
         """The images of each shard."""
-        total, size = self.index.images, self.index.shard_size
-        return [range(i, min(i + size, total)) for i in range(0, total, size)]
+        return pieces(self.index.images, self.index.shard_size)
 
     def missing(self, progress: bool = True) -> list[int]:
         """Return which shards are still to be made, or to be made again as they are damaged."""
-        _write(self.progress / _SETTINGS, self.index.text().encode())
+        write_bytes(self.progress / _SETTINGS, self.index.text().encode())
         noted = self._noted()
         damaged = {shard.file for shard in check_shards(self.root, list(noted.values()), progress)}
         good = noted.keys() - damaged
@@ -79,10 +78,10 @@ class Folder:
             UserError: it cannot be written.
         """
         blob = save({"code": code.contiguous(), "label": label.contiguous()})
-        _write(self.root / _name(number), blob)
+        write_bytes(self.root / _name(number), blob)
         checksum = hashlib.sha256(blob).hexdigest()
         shard = Shard(_name(number), len(label), checksum, tuple(unusable))
-        _write(self._note(number), yaml.safe_dump(shard.plain()).encode())
+        write_bytes(self._note(number), yaml.safe_dump(shard.plain()).encode())
 
     def finish(self, unusable: Mapping[str, str] = MappingProxyType({})) -> Index:
         """Write the index of a folder of which no shard is missing, and return it.
@@ -99,7 +98,7 @@ class Folder:
         index = replace(self.index, shards=shards)
         if every := {**unusable, **index.unusable}:
             write_unusable(self.root / UNUSABLE, every)
-        _write(self.root / INDEX, index.text().encode())
+        write_bytes(self.root / INDEX, index.text().encode())
         shutil.rmtree(self.progress, ignore_errors=True)
         return index
 
@@ -186,19 +185,3 @@ def _lists(part: range, size: int) -> list[list[int]]:
 
 def _name(number: int) -> str:
     return f"{number:05d}.safetensors"
-
-
-def _write(path: Path, blob: bytes) -> None:
-    """Write a file in one step, and to disk.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-
-    def flushed(part: Path) -> None:
-        with part.open("wb") as file:
-            file.write(blob)
-            file.flush()
-            os.fsync(file.fileno())
-
-    put(path, flushed)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from var.atomic import replace, write
+from var.atomic import write, write_bytes
+from var.devices import pieces
+from var.digests import of_tensors
 from var.errors import UserError
 
 Settings = Mapping[str, Any]
@@ -53,8 +54,7 @@ class Parts:
     @property
     def ranges(self) -> list[range]:
         """The images of each part."""
-        starts = range(0, self.count, self.size)
-        return [range(i, min(i + self.size, self.count)) for i in starts]
+        return pieces(self.count, self.size)
 
     def check(self) -> None:
         """Check that this process sees the folder as that one does which asked what is missing.
@@ -87,15 +87,8 @@ class Parts:
                     "made with is at fault; try precision=fp32"
                 )
         tensors = {name: tensor.cpu().contiguous() for name, tensor in found.items()}
-        metadata = {"sign": self.sign, "sum": _sum(tensors), "notes": json.dumps(notes)}
-
-        def flushed(part: Path) -> None:
-            with part.open("wb") as file:
-                file.write(save(tensors, metadata))
-                file.flush()
-                os.fsync(file.fileno())
-
-        replace(self._path(number), flushed)
+        metadata = {"sign": self.sign, "sum": of_tensors(tensors), "notes": json.dumps(notes)}
+        write_bytes(self._path(number), save(tensors, metadata))
 
     def collected(self, leave: Collection[str] = ()) -> dict[str, Tensor]:
         """Return the tensors of all images, in order, but for those of some names.
@@ -139,7 +132,7 @@ class Parts:
             known = file.metadata()["sum"]
         # A part of which all images are unusable has none of what is needed.
         lacking = len(tensors["label"]) and not tensors.keys() >= set(needed)
-        return not lacking and _sum(tensors) == known
+        return not lacking and of_tensors(tensors) == known
 
     def _sign(self, number: int) -> str | None:
         try:
@@ -156,13 +149,6 @@ def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
             yield from differences(old.get(key), new.get(key), f"{name}.{key}".strip("."))
     elif old != new:
         yield f"{name} is {json.dumps(old)} there, {json.dumps(new)} here"
-
-
-def _sum(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _text(settings: Settings) -> str:

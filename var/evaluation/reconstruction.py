@@ -47,7 +47,7 @@ class Reconstruction:
     lpips: Distance | None
     ignored: int = 0
 
-    kind = "reconstruction"
+    kind, needed = "reconstruction", ()
 
     @property
     def count(self) -> int:
@@ -58,11 +58,6 @@ class Reconstruction:
     def size(self) -> int:
         """Side of the images in pixels."""
         return self.data.size
-
-    @property
-    def needed(self) -> Sequence[str]:
-        """Nothing: settings decide."""
-        return ()
 
     def settings(self) -> dict[str, Any]:
         """Return what reconstructions depend on."""

@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 from var.atomic import replace
 from var.data.batches import loader
 from var.data.images import ImageData
-from var.digests import checksum
+from var.devices import pieces
+from var.digests import checksum, of_tensors
 from var.errors import UserError
 from var.evaluation.npz import Batch
 from var.metrics.networks import Network, Seen, exact, identity
@@ -73,7 +74,7 @@ def of_data(
     device = next(cast(nn.Module, network).parameters()).device
 
     def batches() -> Iterator[Tensor]:
-        lists = [range(i, min(i + batch_size, len(data))) for i in range(0, len(data), batch_size)]
+        lists = pieces(len(data), batch_size)
         read = loader(data, map(list, lists))
         for image, _ in tqdm(read, total=len(lists), desc="real images", unit="batch"):
             if len(image):  # there is none where all are unusable
@@ -169,19 +170,12 @@ def _tensors(reference: Reference) -> dict[str, Tensor]:
     return kept
 
 
-def _sum(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(tensors[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _write(path: Path, reference: Reference) -> None:
     tensors = _tensors(reference)
     notes = {"name": reference.name, "sha256": reference.sha256, "images": str(reference.images)}
     # Another process may be writing the same.
     own = path.with_name(f"{path.stem}.{os.getpid()}{path.suffix}")
-    replace(own, lambda part: save_file(tensors, part, {**notes, "sum": _sum(tensors)}))
+    replace(own, lambda part: save_file(tensors, part, {**notes, "sum": of_tensors(tensors)}))
     own.replace(path)
 
 
@@ -193,7 +187,7 @@ def _read(path: Path, name: str, sign: str, side: int) -> Reference | None:
             notes = file.metadata()
     except (OSError, SafetensorError):
         return None
-    if notes["sum"] != _sum(tensors):
+    if notes["sum"] != of_tensors(tensors):
         return None
 
     def moments(prefix: str) -> Moments | None:

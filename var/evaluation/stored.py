@@ -36,7 +36,7 @@ class Stored:
     network: Network
     resize: int | None = None
 
-    kind = "generation"
+    kind, needed = "generation", ()
 
     @classmethod
     def read(cls, path: str | Path, network: Network, resize: int | None = None) -> Stored:
@@ -59,11 +59,6 @@ class Stored:
     def size(self) -> int:
         """Side of the images that are measured, in pixels."""
         return self.resize or self.batch.shape[1]
-
-    @property
-    def needed(self) -> Sequence[str]:
-        """Nothing more."""
-        return ()
 
     def settings(self) -> dict[str, Any]:
         """Return the sha256 of the file."""
