@@ -10,7 +10,6 @@ from time import perf_counter
 from typing import Any, cast
 
 import torch
-from accelerate import PartialState
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -18,7 +17,7 @@ from tqdm.auto import tqdm
 from var import hub
 from var.data.images import ImageData, check_pixels
 from var.data.index import NUMBERS, Index
-from var.devices import PRECISIONS, parse_device, share
+from var.devices import PRECISIONS, share
 from var.digests import fingerprint
 from var.encoding import Encoder, Folder, number_type
 from var.errors import UserError
@@ -26,6 +25,7 @@ from var.recipe import parse_schedule, written
 from var.schedule import Schedule
 from var.scripts.command import check_least, check_writable, command, made
 from var.scripts.parts import check_sizes
+from var.scripts.processes import placed
 from var.store import Run
 from var.tokenizers.tokenizer import Tokenizer
 from var.training.parallel import alone, chosen
@@ -61,11 +61,8 @@ def main(cfg: DictConfig) -> None:
     merged = OmegaConf.merge(OmegaConf.structured(Options), cfg)
     options = cast(Options, OmegaConf.to_object(merged))
     check(options)
-    device = parse_device(options.device)
     # The others wait while one looks at what is there already.
-    state = PartialState(cpu=device.type == "cpu", timeout=timedelta(days=1))
-    if state.num_processes > 1 and device.type != "cpu":
-        device = cast(torch.device, state.device)
+    device, state = placed(options.device, timedelta(days=1))
     bar, data = options.progress and state.is_main_process, images(options)
     centres = data.plain()  # before any is read: what is unusable is counted by shard
     run = hub.find(options.tokenizer["run"], device=device, files=options.files)

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import PartialState
 from omegaconf import DictConfig, OmegaConf
 
 from var.data.images import ImageData, check_pixels
-from var.devices import parse_device, parse_precision
+from var.devices import parse_precision
 from var.errors import UserError
 from var.evaluation import reference
 from var.evaluation.generation import Generation
@@ -37,6 +36,7 @@ from var.scripts.command import (
     named_decoding,
 )
 from var.scripts.parts import check_sizes
+from var.scripts.processes import placed
 from var.training.parallel import alone, chosen
 
 log = logging.getLogger("var.scripts.evaluate")
@@ -81,11 +81,8 @@ def main(cfg: DictConfig) -> None:
     options = cast(Options, OmegaConf.to_object(merged))
     check(options)
     published = evaluation(str(options.model)) if options.preset else None
-    device = parse_device(options.device)
     # While one looks at real images, or tells the scores, the others wait.
-    state = PartialState(cpu=device.type == "cpu", timeout=timedelta(days=1))
-    if state.num_processes > 1 and device.type != "cpu":
-        device = cast(torch.device, state.device)
+    device, _ = placed(options.device, timedelta(days=1))
     network: Network | None = made(options.features).to(device) if options.features else None
     pipe = loaded(options, device) if options.model else None
     data = real(options) if options.data else None

@@ -12,7 +12,6 @@ from time import perf_counter
 from typing import Any, cast
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -20,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 import var
-from var.devices import parse_device, parse_precision, precision_name, share
+from var.devices import parse_precision, precision_name, share
 from var.editing import Edit
 from var.errors import UserError
 from var.labels import class_name
@@ -36,6 +35,7 @@ from var.scripts.command import (
     named,
     named_decoding,
 )
+from var.scripts.processes import placed
 from var.search import Search
 
 log = logging.getLogger("var.scripts.sample")
@@ -83,11 +83,8 @@ def main(cfg: DictConfig) -> None:
     out = output(cfg)
     check(options, out)
     edit, search = made(options.edit), made(options.search)  # now, as files may be missing
-    device = parse_device(options.device)
+    device, state = placed(options.device)
     dtype = parse_precision(options.precision, device)
-    state = PartialState(cpu=device.type == "cpu")
-    if state.num_processes > 1 and device.type != "cpu":
-        device = cast(torch.device, state.device)
     pipe = load(
         options.model, device=device, dtype=dtype, compile=options.compile, files=options.files
     )
