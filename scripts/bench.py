@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm.auto import tqdm
 
 from var import atomic
+from var.bars import progress_bar
 from var.bench import machine, report
 from var.bench.distance import add_distances
 from var.bench.figures import check_baseline, scales, summary
@@ -21,7 +22,8 @@ from var.bench.rows import Grid, Setting, Shelf, make_rows
 from var.bench.training import make_steps, measure_steps
 from var.devices import parse_device
 from var.errors import UserError
-from var.scripts.command import check_sampling, check_writable, command, made
+from var.recipe import check_sampling
+from var.scripts.command import check_writable, command, made
 
 log = logging.getLogger("var.scripts.bench")
 
@@ -39,7 +41,7 @@ def main(cfg: DictConfig) -> None:
     rows = make_rows(grid(cfg), setting(cfg), Shelf(device, cfg.files))
     rates = machine.measure(device)
     total = len(rows) * (1 + cfg.warmup + 2 * cfg.repeats)
-    with tqdm(total=total, disable=not cfg.progress, unit="run") as bar:
+    with progress_bar(total=total, shown=cfg.progress, unit="run") as bar:
         told = advance(bar)
         bench = Bench(rows, device, told=told)
         try:
@@ -66,7 +68,7 @@ def train(cfg: DictConfig) -> None:
     device, values = parse_device(cfg.device), listed(cfg)
     steps = make_steps({**values, "naive": cfg.naive, "seed": cfg.seed, "files": cfg.files}, device)
     total = len(steps) * (1 + cfg.warmup + cfg.repeats)
-    with tqdm(total=total, disable=not cfg.progress, unit="run") as bar:
+    with progress_bar(total=total, shown=cfg.progress, unit="run") as bar:
         measure_steps(steps, device, warmup=cfg.warmup, repeats=cfg.repeats, told=advance(bar))
     rows = [step.figures() for step in steps]
     atomic.write(Path(cfg.out, "train.csv"), report.comma_separated(rows))
@@ -75,7 +77,7 @@ def train(cfg: DictConfig) -> None:
         Path(cfg.out, "train.md"),
         report.training(machine=machine_text, settings=OmegaConf.to_yaml(cfg), rows=rows),
     )
-    log.info("%s", report.table(rows))
+    print(report.table(rows))
     log.info("%s", Path(cfg.out, "train.md"))
 
 
@@ -162,7 +164,7 @@ def finish(cfg: DictConfig, results: list[Result], rates: list[Rate]) -> None:
     if len(faults) == len(results):
         raise UserError(faults[0])
     rows = summary(results, rates, cfg.baseline)
-    log.info("%s", report.table([report.brief(row) for row in rows]))
+    print(report.table([report.brief(row) for row in rows]))
     for fault in faults:
         log.warning("%s", fault)
     try:

@@ -20,7 +20,8 @@ from var.decoding.sequential import Sequential
 from var.devices import parse_device, parse_precision
 from var.errors import UserError
 from var.pipeline import Pipeline, load
-from var.scripts.command import check_least, check_sampling, check_writable, command
+from var.recipe import check_sampling
+from var.scripts.command import check_least, check_writable, command
 
 log = logging.getLogger("var.scripts.calibrate")
 

@@ -5,20 +5,36 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import var
 from var.errors import UserError
-from var.recipe import Recipe, parse_sampling
-from var.scripts import slurm
+from var.scripts import mistakes, slurm
+
+if TYPE_CHECKING:  # torch is imported after the command line was understood, or `--help` answered
+    from var.recipe import Recipe
 
 Task = Callable[[DictConfig], None]
+
+FLAGS = """
+Flags:
+  --cfg job                 everything that can be set, as it is
+  --multirun, -m            one run for each combination of a=1,2 b=3,4
+  --quiet, -q               no bars, no messages: warnings, errors and results only
+  --shell-completion, -sc   eval "$(var-{name} -sc install=bash)": the Tab key knows all settings
+  --version, --help, --hydra-help
+
+Ends with 0; with 2, and one line that says what is wrong with the input; with 130 on Ctrl-C; with 1
+where the program is at fault."""
 
 
 def command(config: str, home: str = "var.configs") -> Callable[[Task], Callable[..., None]]:
@@ -45,13 +61,17 @@ def run(task: Task, config: str, home: str) -> None:
     """Run a task on what the command line says.
 
     The process ends with status 2 and one line where the input is at fault (a `UserError`, a value
-    missing or of the wrong type), with 2 and Hydra's message if the config cannot be composed, with
-    130 on Ctrl-C, and with 1 and a traceback where the program is at fault.
+    missing or of the wrong type, a config that cannot be composed), with 130 on Ctrl-C, and with 1
+    and a traceback where the program is at fault.
     """
     reached: list[DictConfig] = []
+    terminal, said = sys.stderr, StringIO()
 
     @functools.wraps(task)
     def guarded(cfg: DictConfig) -> None:
+        if not reached:  # what Hydra said until now are warnings at most
+            sys.stderr = terminal
+            terminal.write(said.getvalue())
         reached.append(cfg)
         try:
             check_complete(cfg)
@@ -59,16 +79,53 @@ def run(task: Task, config: str, home: str) -> None:
             task(cfg)
         except (UserError, OmegaConfBaseException, InstantiationException) as error:
             # Caught in here, because Hydra meets any exception of a task with a traceback.
-            sys.stderr.write(f"var-{config}: error: {' '.join(str(fault(error)).split())}\n")
-            sys.exit(2)
+            refuse(config, str(fault(error)))
 
     main = hydra.main(version_base="1.3", config_path=f"pkg://{home}", config_name=config)
+    sys.argv[1:] = translated(sys.argv[1:])
     try:
-        main(guarded)()
+        with redirect_stderr(said):
+            main(guarded)()
+    except BrokenPipeError:  # who reads along has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         sys.exit(130)
     except SystemExit as stop:
-        sys.exit(2 if stop.code == 1 and not reached else stop.code)
+        if not reached:
+            _explain(stop, said.getvalue(), config, home)
+        raise
+
+
+def _explain(stop: SystemExit, said: str, config: str, home: str) -> None:
+    """Say why Hydra ended before there was a config: it was asked for help, or met a mistake."""
+    if {"--help", "-h"} & {*sys.argv[1:]}:
+        print(FLAGS.format(name=config))
+    elif stop.code == 2:
+        refuse(config, mistakes.unknown_flag(said))
+    elif isinstance(stop.__context__, HydraException):
+        refuse(config, mistakes.described(stop.__context__, config, home))
+    sys.stderr.write(said)
+
+
+def refuse(config: str, message: str) -> NoReturn:
+    """End the process for a fault of the input, told in one line."""
+    sys.stderr.write(f"var-{config}: error: {' '.join(message.split())}\n")
+    sys.exit(2)
+
+
+def translated(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments as Hydra takes them; `--version` is answered, and ends the process.
+
+    With `--quiet` there are no bars and no messages, but warnings, errors and results.
+    """
+    if "--version" in arguments:
+        print(f"var-toolkit {var.__version__}")
+        sys.exit(0)
+    if not {"--quiet", "-q"} & {*arguments}:
+        return [*arguments]
+    os.environ["TQDM_DISABLE"] = "1"  # inherited by the processes that are started
+    others = [each for each in arguments if each not in ("--quiet", "-q")]
+    return [*others, "hydra.job_logging.loggers.var.level=WARNING"]
 
 
 def check_complete(cfg: DictConfig) -> None:
@@ -146,15 +203,6 @@ def check_least(options: object, least: Mapping[str, int]) -> None:
         value = getattr(options, name)
         if value is not None and value < lowest:
             raise UserError(f"{name} must be {lowest} or more, got {value}")
-
-
-def check_sampling(settings: Mapping[str, Any]) -> None:
-    """Check, before a model is loaded, settings of which those that are None are left to it.
-
-    Raises:
-        UserError: a value is out of range.
-    """
-    parse_sampling({k: v for k, v in settings.items() if v is not None}, "sampling")
 
 
 def check_writable(folder: Path, what: str) -> None:

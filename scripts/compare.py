@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ from var.errors import UserError
 from var.evaluation.compare import compare
 from var.scripts.command import check_writable, command
 
-log = logging.getLogger("var.scripts.compare")
-
 
 @command("compare")
 def main(cfg: DictConfig) -> None:
@@ -22,7 +19,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.out is not None:
         check_writable(Path(cfg.out), f"out={cfg.out}")
     reports: Any = OmegaConf.to_container(cfg.reports) if OmegaConf.is_list(cfg.reports) else None
-    log.info("%s", compare(found(reports or [cfg.reports]), cfg.out and Path(cfg.out)))
+    print(compare(found(reports or [cfg.reports]), cfg.out and Path(cfg.out)))
 
 
 def found(patterns: list[str]) -> list[Path]:

@@ -12,9 +12,9 @@ from typing import Any, cast
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from var import hub
+from var.bars import progress_bar
 from var.data.images import ImageData, check_pixels
 from var.data.index import NUMBERS, Index
 from var.devices import PRECISIONS, share
@@ -176,7 +176,7 @@ def encode(
     parts = [folder.parts[number] for number in mine]
     each = 2 if encoder.flips else 1
     blank = torch.empty(0, *folder.index.shape, dtype=NUMBERS[folder.index.numbers])
-    with tqdm(total=sum(map(len, parts)), unit="image", disable=not bar) as shown:
+    with progress_bar(total=sum(map(len, parts)), unit="image", shown=bar) as shown:
         for number, batches in zip(mine, encoder.shards(data, parts, batch_size), strict=True):
             codes, labels = [blank], [blank.new_empty(0, dtype=torch.int64)]
             known = len(data.unusable)

@@ -26,9 +26,9 @@ from var.evaluation.subject import Subject
 from var.metrics.networks import Network
 from var.pipeline import Pipeline, load
 from var.published import Evaluation, evaluation
+from var.recipe import check_sampling
 from var.scripts.command import (
     check_least,
-    check_sampling,
     check_writable,
     command,
     made,
@@ -109,7 +109,7 @@ def main(cfg: DictConfig) -> None:
             report = measurement.report(against[0], draws=options.spread)
             if options.out is not None:
                 measurement.write(report, published, images=options.npz)
-            log.info("%s", text(report, published))
+            print(text(report, published))
 
         alone(finish)
 

@@ -26,9 +26,9 @@ from var.labels import class_name
 from var.pipeline import Pipeline, load
 from var.pixels import to_uint8
 from var.png import grid, save_png
+from var.recipe import check_sampling
 from var.scripts.command import (
     check_least,
-    check_sampling,
     check_writable,
     command,
     made,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from var.bars import progress_bar
 from var.cache.base import CacheKind
 from var.condition import Condition
 from var.decoding.base import Decoding
@@ -141,7 +142,7 @@ def fitting(
     if min(seeds, default=0) < 0:
         raise UserError(f"seeds must be 0 or more, got {min(seeds)}")
     done = 0
-    with tqdm(total=len(seeds) * groups, disable=not progress, unit="group") as bar:
+    with progress_bar(total=len(seeds) * groups, shown=progress, unit="group") as bar:
         while done < len(seeds):
             try:
                 for batch in draw(done, batch_size, bar):

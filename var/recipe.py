@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -70,34 +70,43 @@ class Recipe:
             plain = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+        return cls.of(plain, where)
+
+    @classmethod
+    def of(cls, plain: object, where: str) -> Recipe:
+        """Return the recipe in a mapping of plain values; `where` names it in messages.
+
+        Raises:
+            UserError: a key unknown or missing, a value that does not fit.
+        """
         check_keys(
             plain,
             known=[f.name for f in fields(cls)],
             needed=["tokenizer", "schedule"],
             where=where,
         )
-        backbone, decoding = plain.get("backbone"), plain.get("decoding")
+        values = cast(Spec, plain)
+        backbone, decoding = values.get("backbone"), values.get("decoding")
         return cls(
-            tokenizer=_spec(plain["tokenizer"], f"{where}: tokenizer"),
-            schedule=parse_schedule(plain["schedule"], f"{where}: schedule"),
+            tokenizer=_spec(values["tokenizer"], f"{where}: tokenizer"),
+            schedule=parse_schedule(values["schedule"], f"{where}: schedule"),
             backbone=None if backbone is None else _spec(backbone, f"{where}: backbone"),
-            data=_data(plain.get("data") or {}, f"{where}: data"),
-            sampling=parse_sampling(plain.get("sampling") or {}, f"{where}: sampling"),
+            data=_data(values.get("data") or {}, f"{where}: data"),
+            sampling=parse_sampling(values.get("sampling") or {}, f"{where}: sampling"),
             decoding=None if decoding is None else _choice(decoding, f"{where}: decoding"),
         )
 
+    def plain(self) -> dict[str, Any]:
+        """Return the recipe as a mapping of plain values; `of` reads it back equal."""
+        found = {"tokenizer": self.tokenizer, "backbone": self.backbone}
+        found |= {"schedule": written(self.schedule), "data": vars(self.data)}
+        found |= {"sampling": vars(self.sampling), "decoding": self.decoding}
+        return {name: _plain(value) for name, value in found.items() if value is not None}
+
     def text(self) -> str:
         """Return the recipe as YAML; `parse` reads it back equal."""
-        plain: dict[str, Any] = {"tokenizer": _plain(self.tokenizer)}
-        if self.backbone is not None:
-            plain["backbone"] = _plain(self.backbone)
-        plain["schedule"] = written(self.schedule)
-        plain["data"] = _plain(vars(self.data))
-        plain["sampling"] = _plain(vars(self.sampling))
-        if self.decoding is not None:
-            plain["decoding"] = _plain(self.decoding)
         return yaml.safe_dump(
-            plain, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None
+            self.plain(), sort_keys=False, allow_unicode=True, width=100, default_flow_style=None
         )
 
 
@@ -112,6 +121,15 @@ def parse_sampling(values: Spec, where: str) -> Sampling:
         return Sampling(**values)
     except (ValueError, TypeError) as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def check_sampling(values: Spec, where: str = "sampling") -> None:
+    """Check, before a model is loaded, settings of which those that are None are left to it.
+
+    Raises:
+        UserError: an unknown key, or a value out of range.
+    """
+    parse_sampling({key: value for key, value in values.items() if value is not None}, where)
 
 
 def build(spec: Spec, where: str, device: torch.device | str = "meta") -> nn.Module:

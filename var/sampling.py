@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from numbers import Real
 from typing import Any, TypedDict
 
 import torch
@@ -101,6 +102,7 @@ class Sampling:
     interval: float | tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
+        _check_numbers(self)
         if isinstance(self.guidance, int | float):
             object.__setattr__(self, "guidance", (1.0, 1.0 + self.guidance))
         else:
@@ -225,6 +227,14 @@ class Settings(TypedDict, total=False):
 
 
 _PER_GROUP = ("temperature", "top_k", "top_p", "steps")
+
+
+def _check_numbers(sampling: Sampling) -> None:
+    for name in ("guidance", "interval", *_PER_GROUP):
+        value = getattr(sampling, name)
+        listed = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+        if odd := [each for each in listed if not isinstance(each, Real)]:
+            raise ValueError(f"{name} must be a number, or a list of them, got {odd[0]!r}")
 
 
 def _each(value: float | tuple[float, ...]) -> tuple[float, ...]:

@@ -7,7 +7,7 @@ import pytest
 
 # What is on none of these is on top, where everything may meet.
 FLOORS = (
-    {"schedule", "random", "errors"},
+    {"schedule", "random", "errors", "bars"},
     {"sampling", "condition", "atomic", "labels", "pixels", "digests"},
     {"cache", "tokenizers"},
     {"nn"},

@@ -185,26 +185,6 @@ def test_a_fault_of_the_user_is_one_line(
     assert os.listdir() == ["file"]
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ([], "var-sample: error: model must be given: say model=…\n"),
-        (["modle=x"], "Could not override 'modle'"),
-        (["model=x", "cache=quick"], "Could not find 'cache/quick'"),
-        (["model=x", "decoding=collaborative"], "closer, decoding.switch must be given: say"),
-    ],
-)
-def test_a_config_that_cannot_be_composed_is_told(
-    words: list[str],
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert command(monkeypatch, *words) == 2
-    text = capsys.readouterr().err
-    assert message in text and "Traceback" not in text
-
-
 def test_called_with_a_config_the_command_raises(run_folder: Path) -> None:
     with pytest.raises(UserError, match="number must be 1 or more"):
         run(f"model={run_folder}", "number=0")

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from var.bars import progress_bar
 from var.data.images import TensorImages
 from var.errors import UserError
 
@@ -151,7 +151,8 @@ def _decoded(path: Path, jpeg: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """Return JPEG files as one array (N, H, W, 3)."""
     images, blob = [], jpeg.tobytes()
     spans = list(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True))
-    for i, (start, stop) in enumerate(tqdm(spans, desc=path.name, unit="image", delay=2)):
+    shown = progress_bar(spans, desc=path.name, unit="image", delay=2)
+    for i, (start, stop) in enumerate(shown):
         try:
             with Image.open(io.BytesIO(blob[start:stop])) as image:
                 images.append(np.asarray(image.convert("RGB")))

@@ -15,8 +15,8 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from var.bars import progress_bar
 from var.data.images import Batch, Images
 from var.data.index import AGAIN, INDEX, NUMBERS, Index, Shard, read_index
 from var.digests import checksum, fingerprint
@@ -129,9 +129,8 @@ def check_shards(root: Path, shards: Sequence[Shard], progress: bool = True) -> 
     """Return those shards that are missing or have another checksum, with a bar over the bytes."""
     there = [shard for shard in shards if (root / shard.file).is_file()]
     total, bad = sum((root / shard.file).stat().st_size for shard in there), set(shards) - {*there}
-    with tqdm(
-        total=total, desc="checking", unit="B", unit_scale=True, disable=not (progress and total)
-    ) as bar:
+    shown = progress and total > 0
+    with progress_bar(total=total, desc="checking", unit="B", unit_scale=True, shown=shown) as bar:
         for shard in there:
             try:
                 good = checksum(root / shard.file, bar.update) == shard.sha256

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm.auto import tqdm
 
+from var.bars import progress_bar
 from var.data.files import Files, Reading, shown
 from var.data.images import log
 from var.data.names import class_names
@@ -146,9 +146,9 @@ def _members(root: Path, shards: Sequence[Path]) -> Members:
                 return Members(*(noted[key] for key in Members._fields))
     except Exception:  # whatever is wrong with an index, it is made again
         pass
-    quiet = os.environ.get("LOCAL_RANK", "0") != "0"
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
     rows, odd = list[tuple[bytes, int, int, int]](), list[tuple[bytes, bytes]]()
-    for shard in tqdm(shards, desc="indexing", unit="shard", disable=quiet):
+    for shard in progress_bar(shards, desc="indexing", unit="shard", shown=first):
         _scan(shard, rows, odd)
     kinds = (np.bytes_, np.int64, np.int64, np.int64)
     columns = zip(*rows, strict=True) if rows else ((), (), (), ())

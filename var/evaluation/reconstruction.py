@@ -12,8 +12,8 @@ from torchmetrics.functional.image import (
     peak_signal_noise_ratio,
     structural_similarity_index_measure,
 )
-from tqdm.auto import tqdm
 
+from var.bars import progress_bar
 from var.data.batches import loader
 from var.data.images import ImageData
 from var.evaluation import scoring
@@ -69,7 +69,7 @@ class Reconstruction:
         How often each code served, (1, K, V) of a part, is `codes`.
         """
         batches = loader(self.data, [list(parts.ranges[part]) for part in todo])
-        shown = tqdm(batches, total=len(todo), unit="batch", disable=not bar)
+        shown = progress_bar(batches, total=len(todo), unit="batch", shown=bar)
         for part, (image, label) in zip(todo, shown, strict=True):
             found = self._near(image.to(self.pipe.device)) if len(label) else {}
             parts.add(part, {"label": label, **found}, images=len(label))

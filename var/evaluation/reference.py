@@ -14,9 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from var.atomic import replace
+from var.bars import progress_bar
 from var.data.batches import loader
 from var.data.images import ImageData
 from var.devices import pieces
@@ -76,7 +76,7 @@ def of_data(
     def batches() -> Iterator[Tensor]:
         lists = pieces(len(data), batch_size)
         read = loader(data, map(list, lists))
-        for image, _ in tqdm(read, total=len(lists), desc="real images", unit="batch"):
+        for image, _ in progress_bar(read, total=len(lists), desc="real images", unit="batch"):
             if len(image):  # there is none where all are unusable
                 yield to_uint8(image.to(device))
 
@@ -96,7 +96,7 @@ def of_file(path: str | Path, network: Network, *, batch_size: int, home: Path |
 
     def batches() -> Iterator[Tensor]:
         steps = -(-len(batch) // batch_size)
-        for image in tqdm(batch.batches(batch_size), total=steps, desc=name, unit="batch"):
+        for image in progress_bar(batch.batches(batch_size), total=steps, desc=name, unit="batch"):
             yield image.to(device)
 
     side = batch.shape[1]

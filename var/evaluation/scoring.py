@@ -9,8 +9,8 @@ from functools import partial
 from typing import TypedDict
 
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from var.bars import progress_bar
 from var.errors import UserError
 from var.evaluation.reference import Reference
 from var.metrics.networks import Network
@@ -62,7 +62,7 @@ def of_features(
         distances["sFID"] = (found["spatial"], reference.spatial)
     scores: Scores = {}
     total = draws * len(distances)
-    with tqdm(total=total, desc="spread", unit="draw", disable=not draws) as bar:
+    with progress_bar(total=total, desc="spread", unit="draw", shown=bool(draws)) as bar:
         for name, (seen, real) in distances.items():
             distance = partial(_distance, seen, real)
             off = spread(labels, draws, distance, bar.update)

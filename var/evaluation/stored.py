@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from var.bars import progress_bar
 from var.digests import checksum
 from var.errors import UserError
 from var.evaluation import npz, scoring
@@ -70,7 +70,7 @@ class Stored:
         # A compressed file can only be read from its beginning.
         every = islice(self.batch.batches(parts.size), len(parts.ranges))
         wanted = set(todo)
-        with tqdm(total=len(todo), unit="batch", disable=not bar) as shown:
+        with progress_bar(total=len(todo), unit="batch", shown=bar) as shown:
             for part, images in enumerate(every):
                 if part in wanted:
                     seen = look(images.to(device).float() / 255, self.network, self.resize)

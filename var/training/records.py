@@ -16,6 +16,7 @@ from torchvision.utils import save_image
 from tqdm.auto import tqdm
 
 from var.atomic import write
+from var.bars import progress_bar
 from var.training.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -60,8 +61,7 @@ class Records:
         self.begun = time.perf_counter() - before
         self.last = step, time.perf_counter()
         total = self.settings.steps
-        # disable=None: unless on a terminal
-        self.bar = tqdm(total=total, initial=step, unit="step", disable=None, desc="training")
+        self.bar = progress_bar(total=total, initial=step, unit="step", desc="training")
 
     def step(self) -> None:
         """Count a step."""

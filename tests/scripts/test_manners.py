@@ -1,0 +1,156 @@
+"""What all commands do alike in a shell: help, quiet, one line for a mistake, no bars in logs."""
+
+import configparser
+import os
+import pty
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+from var.scripts import entry
+from var.scripts.command import translated
+from var.scripts.mistakes import settings, suggestion
+
+MISTAKES = {
+    "": "model must be given: say model=…",
+    "modle=x": "there is no setting modle (did you mean model?)",
+    "model=x guidance=2": "there is no setting guidance (did you mean sampling.guidance?)",
+    "model=x sampling.top_q=1": "there is no setting sampling.top_q (did you mean sampling.top_",
+    "model=x decodin=jacobi": "there is no setting decodin (did you mean decoding?)",
+    "model=x xyz=1": "there is no setting xyz (--help and --cfg job list them)",
+    "model=x cache=densse": "cache=densse: there is no such choice (did you mean dense?)",
+    "model=x cache=quick": "cache=quick: there is no such choice (there are dense, scale, static)",
+    "model=x decoding=collaborative": "decoding.closer, decoding.switch must be given: say",
+    "model=x labels=[[": "labels=[[ cannot be read: say name=value, and put what has brackets",
+    "model=x seed=1,2": "Ambiguous value for argument 'seed=1,2'",
+    "model=x sampling.top_k=many": "sampling: top_k must be a number, or a list of them, got",
+    "model=fashion-va": "there is no run folder and no model named fashion-va (did you mean fash",
+    "model=x --quite": "unrecognized arguments: --quite (did you mean --quiet?)",
+}
+
+
+def commands() -> list[str]:
+    parser = configparser.ConfigParser()
+    parser.read(Path(__file__).parents[2] / "setup.cfg", encoding="utf-8")
+    lines = parser["options.entry_points"]["console_scripts"].strip().splitlines()
+    return [line.split("=")[0].strip().removeprefix("var-") for line in lines]
+
+
+def ended(name: str, *words: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Return the status with which a command ends."""
+    monkeypatch.setattr(sys, "argv", [f"var-{name}", *words])
+    with pytest.raises(SystemExit) as stop:
+        getattr(entry, name)()
+    return int(stop.value.code or 0)
+
+
+def in_a_shell(line: str, place: Path, **where: object) -> subprocess.CompletedProcess[str]:
+    """Run a line of bash in which `sample` is the command."""
+    call = "from var.scripts import entry; entry.sample()"
+    root = str(Path(__file__).parents[2])
+    known = {**os.environ, "PYTHONPATH": root, "PYTHON": sys.executable, "CALL": call}
+    line = f'sample() {{ "$PYTHON" -c "$CALL" "$@"; }}; {line}'
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line], env=known, cwd=place, text=True, check=False,
+        **({"capture_output": True} | where),
+    )  # type: ignore[call-overload]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_a_mistake_is_one_line_with_a_remedy(
+    words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended("sample", *words.split(), monkeypatch=monkeypatch) == 2
+    text = capsys.readouterr().err
+    assert text.startswith(f"var-sample: error: {MISTAKES[words]}")
+    assert text.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_help_has_examples_settings_flags_and_statuses(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended(name, "--help", monkeypatch=monkeypatch) == 0
+    text = capsys.readouterr().out
+    home = "var.configs.bench" if name == "bench" else "var.configs"
+    assert text.count(f"  var-{name} ") + text.count(f"  var-{name}\n") >= 2  # examples
+    assert "--quiet" in text and "Ends with 0" in text and f"var-{name} -sc install=bash" in text
+    top = {each for each in settings(name, home) if "." not in each} - _shared(home)
+    assert not [each for each in sorted(top) if f"{each}=" not in text and f"{each}." not in text]
+
+
+def _shared(home: str) -> set[str]:
+    """Return the groups of all commands, of which a command's help names those that it has."""
+    return (
+        settings("compare", "var.configs") - {"reports", "out"} if home == "var.configs" else set()
+    )
+
+
+def test_help_and_completion_wait_for_no_torch(tmp_path: Path) -> None:
+    call = "import sys; from var.scripts import entry; entry.sample()"
+    check = "print('torch' in sys.modules)"
+    program = f"import sys, atexit; atexit.register(lambda: {check}); {call}"
+    where = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    for words in (["--help"], ["-sc", "query=bash"], ["model=x", "sead=1"]):
+        known = {**where, "COMP_LINE": "var-sample decoding=", "COMP_POINT": "20"}
+        done = subprocess.run(
+            [sys.executable, "-c", program, *words], env=known, cwd=tmp_path, text=True,
+            capture_output=True, check=False,
+        )  # fmt: skip
+        assert done.stdout.endswith("False\n"), done.stdout
+        if "-sc" in words:
+            assert "decoding=collaborative" in done.stdout
+
+
+def test_a_log_gets_messages_and_no_bars_and_quiet_not_even_these(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TQDM_DISABLE", "")
+    words = ["var-sample", "model=digits-var", "labels=[0]"]
+    for flags, lines in ([], 1), (["--quiet"], 0):
+        monkeypatch.setattr(sys, "argv", [*words, *flags])
+        entry.sample()
+        out, err = capfd.readouterr()
+        assert (out.count("\n"), err) == (lines, "")
+        assert os.path.getsize("samples.png")
+        os.remove("samples.png")
+
+
+def test_a_terminal_gets_a_bar_and_no_colours(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    done = in_a_shell(
+        "sample model=digits-var labels=[0]", tmp_path, capture_output=False, stdout=theirs,
+        stderr=theirs,
+    )  # fmt: skip
+    text = os.read(ours, 10000).decode()
+    assert done.returncode == 0 and "100%" in text and "\x1b[" not in text
+
+
+def test_who_stops_reading_is_not_an_error(tmp_path: Path) -> None:
+    done = in_a_shell("sample --help | head -1", tmp_path)
+    assert done.stderr == "" and done.stdout.count("\n") == 1
+
+
+def test_the_version_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended("sample", "--version", monkeypatch=monkeypatch) == 0
+    assert capsys.readouterr().out.startswith("var-toolkit 0.")
+
+
+def test_quiet_is_a_level_of_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    words = ["a=1", "hydra.job_logging.loggers.var.level=WARNING"]
+    assert translated(["-q", "a=1"]) == translated(["a=1", "--quiet"]) == words
+    assert os.environ.pop("TQDM_DISABLE") == "1"
+    assert translated(["a=1"]) == ["a=1"] and "TQDM_DISABLE" not in os.environ
+
+
+def test_suggestions_come_close_or_list_all() -> None:
+    assert suggestion("x", ["b", "a"]) == " (there are a, b)"
+    assert suggestion("steps", ["sampling.steps", "other"]) == " (did you mean sampling.steps?)"
