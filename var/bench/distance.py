@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from var.bench.figures import baselines
 from var.bench.measure import Result
 from var.bench.rows import Row
 from var.metrics.images import Likeness
-from var.metrics.networks import Network
+from var.metrics.networks import Network, device_of
 
 
 def add_distances(
@@ -32,7 +31,7 @@ def add_distances(
         choice: of baselines, see `baselines`.
         told: called with a row's label before its images are drawn.
     """
-    device = next(cast(nn.Module, network).parameters()).device
+    device = device_of(network)
     against: dict[int, Likeness] = {}  # by baseline: its images are drawn once
     for result, base in zip(results, baselines(results, choice), strict=True):
         if result is base or result.fault or base.fault:

@@ -8,12 +8,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from var.atomic import replace
 from var.bars import progress_bar
@@ -23,7 +23,7 @@ from var.devices import pieces
 from var.digests import checksum, of_tensors
 from var.errors import UserError
 from var.evaluation.npz import Batch
-from var.metrics.networks import Network, Seen, exact, identity
+from var.metrics.networks import Network, Seen, device_of, exact, identity
 from var.metrics.scores import Moments
 from var.pixels import to_uint8
 
@@ -71,7 +71,7 @@ def of_data(
         batch_size: images at a time.
         home: folder where what was found out is looked up, and kept; None: it is found out anew.
     """
-    device = next(cast(nn.Module, network).parameters()).device
+    device = device_of(network)
 
     def batches() -> Iterator[Tensor]:
         lists = pieces(len(data), batch_size)
@@ -92,7 +92,7 @@ def of_file(path: str | Path, network: Network, *, batch_size: int, home: Path |
     """
     batch = Batch(path)
     name, sign = batch.path.name, checksum(batch.path)
-    device = next(cast(nn.Module, network).parameters()).device
+    device = device_of(network)
 
     def batches() -> Iterator[Tensor]:
         steps = -(-len(batch) // batch_size)

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from var.bars import progress_bar
 from var.digests import checksum
@@ -19,7 +19,7 @@ from var.evaluation.parts import Parts
 from var.evaluation.reference import Reference
 from var.evaluation.scoring import Scores
 from var.evaluation.subject import Notes, look
-from var.metrics.networks import Network
+from var.metrics.networks import Network, device_of
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Stored:
 
     def fill(self, parts: Parts, todo: Sequence[int], bar: bool) -> None:
         """Make parts: `features` (n, D), what else is seen, and `label` (n,), 0 throughout."""
-        device = next(cast(nn.Module, self.network).parameters()).device
+        device = device_of(self.network)
         # A compressed file can only be read from its beginning.
         every = islice(self.batch.batches(parts.size), len(parts.ranges))
         wanted = set(todo)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ from torchmetrics.aggregation import MeanMetric
 from torchmetrics.image import PeakSignalNoiseRatio
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from var.metrics.networks import Network
+from var.metrics.networks import Network, device_of
 from var.pixels import to_uint8
 
 
@@ -38,7 +37,7 @@ class Likeness:
         self.network = network
         given = Given(network.num_features)
         self.distance = FrechetInceptionDistance(feature=given, reset_real_features=False)
-        device = next(cast(nn.Module, network).parameters()).device
+        device = device_of(network)
         self.distance.to(device)
         self.agreement = MeanMetric(nan_strategy="disable").to(device)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -62,6 +63,13 @@ def _full_matmul() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def device_of(network: Network) -> torch.device:
+    """Return where a network is, and images for it go; the CPU if it has no tensors."""
+    module = cast(nn.Module, network)
+    held = next(chain(module.parameters(), module.buffers()), None)
+    return torch.device("cpu") if held is None else held.device
 
 
 def identity(network: Network) -> str:
