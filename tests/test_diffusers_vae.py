@@ -195,8 +195,8 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     source, cache = tmp_path / "repository", tmp_path / "cache"
     source.mkdir()
 
-    def fetch(name: str, allow_patterns: list[str]) -> str:
-        assert name == "me/it"
+    def fetch(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        assert (name, revision) == ("me/it", None)
         names = [p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file()]
         for each in filter_repo_objects(names, allow_patterns=allow_patterns):
             (cache / each).parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,6 @@
 """The pipeline: labels, seeds, batches and where runs come from."""
 
 import logging
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import fields, replace
 from pathlib import Path
@@ -9,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor
 
 import var
 from tests.conftest import RUNS
-from var import drawing, hub, store
+from var import drawing, hub
 from var.cache.dense import Dense
 from var.decoding.base import Turn
 from var.decoding.sequential import Sequential
@@ -268,49 +266,6 @@ def test_published_names_become_runs(
     assert len(pipe.classes) == 1000 and pipe.classes[207] == "golden retriever"
     pipe.save(tmp_path / "own")
     assert torch.equal(var.load(tmp_path / "own")([0]), pipe([0]))
-
-
-def fail(error: Exception) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        raise error
-
-    return call
-
-
-def test_hub_ids_are_fetched(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-
-    def fetch(name: str, allow_patterns: list[str]) -> str:
-        asked.append((name, allow_patterns))
-        return str(run_folder)
-
-    monkeypatch.setattr(hub, "snapshot_download", fetch)
-    assert var.load("me/my-var").class_count == 3
-    signs = ["config.yaml", "config.json", "vae/config.json"]
-    assert asked == [("me/my-var", signs), ("me/my-var", hub._FILES)]
-    assert hub._FILES == ["config.yaml", "budget.yaml", "*.safetensors"]
-    monkeypatch.setattr(hub, "snapshot_download", fail(LocalEntryNotFoundError("offline\nfoo")))
-    with pytest.raises(UserError, match=r"no run folder me/my-var, .* hub: offline$"):
-        var.load("me/my-var")
-
-
-def test_a_run_is_pushed_whole(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    pushed: dict[str, Any] = {}
-
-    class Api:
-        def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> str:
-            pushed.update(name=name, private=private)
-            return f"https://hub/{name}"
-
-        def upload_folder(self, *, repo_id: str, folder_path: str) -> None:
-            pushed["run"] = store.load(folder_path)
-
-    monkeypatch.setattr(hub, "HfApi", Api)
-    assert pipe.push_to_hub("me/my-var", private=True) == "https://hub/me/my-var"
-    assert pushed["private"] and pushed["run"].recipe == pipe.run.recipe
-    monkeypatch.setattr(Api, "create_repo", fail(OSError("403 Forbidden")))
-    with pytest.raises(UserError, match="cannot upload to me/my-var: 403 Forbidden"):
-        pipe.push_to_hub("me/my-var")
 
 
 def test_a_pipeline_leaves_the_model_that_it_is_given_as_it_is(tiny_run: Run) -> None:

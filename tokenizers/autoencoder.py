@@ -253,10 +253,11 @@ def decoded(latent: Tensor, pixels: Callable[[Tensor], Tensor], factor: int) -> 
         pixels: what decodes, to around [-1, 1].
         factor: pixels per cell and side.
     """
+    if torch.is_grad_enabled():
+        return zero_one(pixels(latent).float())
     count = latent.shape[-2] * latent.shape[-1] * factor**2
     few = max(1, _PIXELS.get(latent.device.type, _PIXELS["cuda"]) // count)
-    several = len(latent) if torch.is_grad_enabled() else few
-    return torch.cat([zero_one(pixels(z).float()) for z in latent.split(several)])
+    return torch.cat([zero_one(pixels(z).float()) for z in latent.split(few)])
 
 
 def layout(module: nn.Module, dtype: torch.dtype) -> torch.memory_format:

@@ -78,7 +78,7 @@ class Chain:
         with torch.no_grad():  # as if written when the tokens were: nothing is learned by it
             vectors, (h, w) = self.embed(self.ids), self.schedule.grids[0]
         cells = [cell for group in self.schedule.cells[: self.done] for cell in group or ()]
-        latent = vectors.new_zeros(len(vectors), h * w, vectors.shape[-1])
+        latent = vectors.new_zeros(vectors.shape[0], h * w, vectors.shape[-1])
         latent[:, cells] = vectors
         return latent.unflatten(1, (h, w)).movedim(-1, 1)
 

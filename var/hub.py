@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 
-from var import diffusers_vae, store
+from var import cards, diffusers_layout, diffusers_vae, store
 from var.errors import UserError
 from var.published import (
     CHECKPOINTS,
@@ -31,11 +31,15 @@ from var.store import Run
 from var.untrained import untrained
 
 _ZOO = Path(__file__).parent / "zoo"
-_FILES = [store.CONFIG, store.BUDGET, "*.safetensors"]
+_FILES = [store.CONFIG, store.BUDGET, store.CARD, "*.safetensors"]
 # What tells whether there is a run: repositories may hold much more, in files of any size.
-_SIGNS = [store.CONFIG, *((home / diffusers_vae.CONFIG).as_posix() for home in diffusers_vae.HOMES)]
+_SIGNS = [
+    store.CONFIG,
+    diffusers_layout.INDEX,
+    *((home / diffusers_vae.CONFIG).as_posix() for home in diffusers_vae.HOMES),
+]
 _RANDOM = "random/"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 
 
 def shipped() -> list[str]:
@@ -52,10 +56,11 @@ def find(
 ) -> Run:
     """Return the run that a name stands for.
 
-    Looked up in this order: a run folder, a folder in which diffusers saved an `AutoencoderKL`,
-    alone or as the `vae` of a pipeline (it becomes a run with a tokenizer), a shipped name, a
-    published name (downloaded the first time), `owner/name` on the Hugging Face hub, a folder of
-    either kind (likewise, never more than its files).
+    Looked up in this order: a run folder, or a run in diffusers' layout; a folder in which
+    diffusers saved an `AutoencoderKL`, alone or as the `vae` of a pipeline (it becomes a run with a
+    tokenizer); a shipped name; a published name (downloaded the first time); `owner/name` on the
+    Hugging Face hub, or `owner/name@revision`, a folder of any of these kinds (likewise, never more
+    than its files).
     `random/<published name>` is a model of that size with random weights, always the same ones;
     `random/var-d<depth>` and `random/mvar-d<depth>` may be of any depth, and `@<pixels>` behind the
     name of a model that decides scales says for images of which size.
@@ -72,10 +77,13 @@ def find(
     place = Path(name)
     if store.exists(place):
         return store.load(place, device=device, dtype=dtype)
+    if diffusers_layout.exists(place):
+        return diffusers_layout.load(place, device=device, dtype=dtype)
     if (home := diffusers_vae.home(place)) is not None:
         return diffusers_vae.load(place / home, device)
     if str(name) in shipped():
-        return store.load(_ZOO / name, device=device, dtype=dtype)
+        run = store.load(_ZOO / name, device=device, dtype=dtype)
+        return replace(run, card=cards.noted(run.card, license="mit"))  # this package's
     if str(name) in CHECKPOINTS:
         return _published(str(name), torch.device(device), dtype, files)
     if str(name).startswith(_RANDOM) and not place.exists():
@@ -84,9 +92,29 @@ def find(
         raise UserError(
             f"{name} is not a run folder: it holds no {store.CONFIG}, and no AutoencoderKL either"
         )
-    if _HUB_ID.fullmatch(str(name)):
-        return _from_hub(str(name), device, dtype)
+    if found := _HUB_ID.fullmatch(str(name)):
+        return _from_hub(found[1], found[2], device, dtype)
     raise UserError(_unknown(str(name)))
+
+
+def outline(name: str | Path) -> Recipe | None:
+    """Return how the parts of a run are built, without its weights; None if only they tell.
+
+    Args:
+        name: as for `find`, but nothing is downloaded.
+
+    Raises:
+        UserError: the configuration of a run folder makes no sense.
+    """
+    place, plain = Path(name), str(name).removeprefix(_RANDOM)
+    if str(name) in shipped() and not store.exists(place):
+        place = _ZOO / name
+    if store.exists(place):
+        return store.read_recipe(place)
+    try:
+        return _recipe(blueprint(plain), as_if_released(plain))
+    except UserError:  # of nothing that is published, or published as weights only
+        return None
 
 
 def companion(
@@ -133,18 +161,19 @@ def companion(
     return Run(recipe, run.tokenizer, found.model, found.budget)
 
 
-def push(run: Run, repository: str, *, private: bool = False) -> str:
-    """Upload a run to `owner/name` on the Hugging Face hub; return its address.
+@contextmanager
+def hub_errors(message: str) -> Iterator[None]:
+    """Let what goes wrong on the hub, or on the way there, end in one line.
 
     Raises:
-        UserError: the hub refuses, or cannot be reached.
+        UserError: something did; the message begins with the one given.
     """
-    with _hub_errors(f"cannot upload to {repository}"), tempfile.TemporaryDirectory() as folder:
-        store.save(folder, run)
-        api = HfApi()
-        address = api.create_repo(repository, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repository, folder_path=folder)
-    return str(address)
+    try:
+        yield
+    except (OSError, HFValidationError) as error:
+        raise UserError(
+            f"{message}: {(str(error) or type(error).__name__).splitlines()[0]}"
+        ) from error
 
 
 def _published(
@@ -154,7 +183,8 @@ def _published(
     assert parts.tokenizer is not None
     recipe = replace(_recipe(parts, checkpoint), decoding=checkpoint.decoding)
     model = parts.model and parts.model.to(device, dtype).eval()
-    return Run(recipe, parts.tokenizer.to(device, torch.float32).eval(), model)
+    tokenizer = parts.tokenizer.to(device, torch.float32).eval()
+    return Run(recipe, tokenizer, model, card=cards.noted("", base_model=checkpoint.repository))
 
 
 def _random(name: str, device: torch.device, dtype: torch.dtype) -> Run:
@@ -197,22 +227,27 @@ def _imagenet_classes() -> tuple[str, ...]:
     return tuple(ResNet18_Weights.DEFAULT.meta["categories"])
 
 
-def _from_hub(name: str, device: torch.device | str, dtype: torch.dtype) -> Run:
-    signs = _download(name, _SIGNS)
+def _from_hub(
+    name: str, revision: str | None, device: torch.device | str, dtype: torch.dtype
+) -> Run:
+    fetch = partial(_download, name, revision)
+    signs = fetch(_SIGNS)
     if store.exists(signs):
-        return store.load(_download(name, _FILES), device=device, dtype=dtype)
+        return store.load(fetch(_FILES), device=device, dtype=dtype)
+    if diffusers_layout.exists(signs):
+        return diffusers_layout.load(fetch(diffusers_layout.FILES), device=device, dtype=dtype)
     if (home := diffusers_vae.home(signs)) is None:
         raise UserError(
-            f"{name} on the Hugging Face hub is no run: it holds no {store.CONFIG}, and no "
-            "AutoencoderKL of diffusers either"
+            f"{name} on the Hugging Face hub is no run: it holds no {store.CONFIG}, no "
+            f"{diffusers_layout.INDEX} of ours, and no AutoencoderKL of diffusers either"
         )
     files = [(home / file).as_posix() for file in (diffusers_vae.CONFIG, diffusers_vae.WEIGHTS)]
-    return diffusers_vae.load(_download(name, files) / home, device)
+    return diffusers_vae.load(fetch(files) / home, device)
 
 
-def _download(name: str, files: list[str]) -> Path:
-    with _hub_errors(f"there is no run folder {name}, and none to be had on the Hugging Face hub"):
-        return Path(snapshot_download(name, allow_patterns=files))
+def _download(name: str, revision: str | None, files: list[str]) -> Path:
+    with hub_errors(f"there is no run folder {name}, and none to be had on the Hugging Face hub"):
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
 
 
 def _unknown(name: str) -> str:
@@ -220,13 +255,3 @@ def _unknown(name: str) -> str:
     close = get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]}?" if close else f"known names are {', '.join(names) or 'none'}"
     return f"there is no run folder and no model named {name} ({hint})"
-
-
-@contextmanager
-def _hub_errors(message: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, HFValidationError) as error:
-        raise UserError(
-            f"{message}: {(str(error) or type(error).__name__).splitlines()[0]}"
-        ) from error

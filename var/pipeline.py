@@ -14,7 +14,7 @@ from typing import Any, Self, Unpack, cast
 import torch
 from torch import Tensor
 
-from var import choices, fast, hub, store
+from var import choices, fast, hub, sharing
 from var.condition import Condition
 from var.decoding.loop import decide
 from var.drawing import Drawing
@@ -25,6 +25,7 @@ from var.models.base import Backbone
 from var.random import Rng
 from var.sampling import Sampling, Settings
 from var.schedule import Schedule
+from var.sharing import Form
 from var.store import Run
 from var.tokenizers.tokenizer import Canvas, Tokenizer
 
@@ -43,9 +44,8 @@ def load(
         name: what to look up, in this order.
         device: where the weights go.
         dtype: of the generator and of the decoding of pixels; codes are in float32 always.
-        compile: compile the generator's steps; on CUDA, capture them as graphs too, one set for
-            each decoding with a static cache: `decoding=var.Sequential(pipe.model)`, held from
-            call to call, keeps them.
+        compile: compile the generator's steps; on CUDA capture them, per decoding with a static
+            cache: `decoding=var.Sequential(pipe.model)`, held from call to call, keeps them.
         files: folder that is looked into for the files of published checkpoints before the hub is.
 
     Raises:
@@ -61,8 +61,7 @@ class Pipeline:
 
     Args:
         run: model, tokenizer and recipe; `var.load` finds one by name, and makes it fast.
-        compile: whether companions, and what is moved, are compiled as `load` does it.
-        files: where companions are looked for too, see `load`.
+        compile, files: for its companions, and what is moved, see `load`.
 
     >>> pipe = var.load("fashion-var")                                      # doctest: +SKIP
     >>> images = pipe(labels=[0, "sneaker"], seed=0, guidance=1.5)          # doctest: +SKIP
@@ -225,21 +224,22 @@ class Pipeline:
         self,
         labels: Labels | Condition = None,
         *,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         decoding: choices.Choice = None,
         cache: choices.CacheChoice = None,
         edit: choices.EditChoice = None,
         **settings: Unpack[Settings],
     ) -> Iterator[Canvas]:
-        """Yield the canvas of one batch after each turn, as `decode` shows it; see a call."""
+        """Yield the canvas of one batch after each turn; see a call. Each may have its seed."""
         condition = self.condition(labels)
+        seeds = range(seed, seed + len(condition)) if isinstance(seed, int) else seed
         return decide(
             choices.edited(self, edit),
             self.schedule,
             condition,
             choices.decoding(self, decoding),
             self.settings(**settings),
-            Rng.batch(seed, len(condition), self.device),
+            Rng(seeds, self.device),
             cache=choices.cache(self, cache),
         )
 
@@ -283,18 +283,18 @@ class Pipeline:
         )
         return drawing.batches(ids, seeds, batch_size=batch_size, progress=progress)
 
-    def save(self, folder: str | Path) -> None:
-        """Write the run folder: everything that `var.load` needs.
+    def save(self, folder: str | Path, **form: Unpack[Form]) -> None:
+        """Write everything that `var.load` needs, and a card unless the folder has one.
 
         Raises:
-            UserError: the folder cannot be written.
+            UserError: unknown layout, or the folder cannot be written.
         """
-        store.save(folder, self.run)
+        sharing.save(folder, self.run, **form)
 
-    def push_to_hub(self, repository: str, *, private: bool = False) -> str:
-        """Upload the run to `owner/name` on the Hugging Face hub; return its address.
+    def push_to_hub(self, repository: str, *, private: bool = False, **form: Unpack[Form]) -> str:
+        """Upload what `save` writes to `owner/name` on the Hugging Face hub; return its address.
 
         Raises:
-            UserError: the hub refuses, or cannot be reached.
+            UserError: unknown layout; the hub refuses, or cannot be reached.
         """
-        return hub.push(self.run, repository, private=private)
+        return sharing.push(self.run, repository, private=private, **form)

@@ -151,7 +151,8 @@ def load_published(name: str, folder: str | Path | None = None) -> Parts:
 
     Args:
         name: a key of `CHECKPOINTS`.
-        folder: looked into first, for files under their published names.
+        folder: looked into first, for files under their published names, or those of
+            `var-convert layout=published`.
 
     Raises:
         UserError: unknown name; a file is missing, damaged, or not what the name promises.
@@ -162,7 +163,9 @@ def load_published(name: str, folder: str | Path | None = None) -> Parts:
     state, paths = dict[str, Tensor](), list[Path]()
     for prefix, file in checkpoint.files.items():
         repository = checkpoint.repositories.get(prefix, checkpoint.repository)
-        paths.append(locate(repository, file, Path(folder) if folder else None))
+        names = (file,) if isinstance(file, str) else file
+        converted = (f"{prefix}.safetensors",) if prefix else ()  # by `var-convert`
+        paths.append(locate(repository, (*converted, *names), Path(folder) if folder else None))
         part = read_state(paths[-1])
         state |= {f"{prefix}/{key}": t for key, t in part.items()} if prefix else part
     try:

@@ -1,6 +1,7 @@
 """The run folder: `config.yaml`, `tokenizer.safetensors` and, of a generator, `model.safetensors`.
 
-Beside them there may be the `budget.yaml` of the generator's compressed cache.
+Beside them there may be the `budget.yaml` of the generator's compressed cache, and a `README.md`,
+the model's card: it is read with the run, and a save never replaces one that is there.
 
 A folder is self-contained, strict (what does not fit is refused, by name) and always readable: a
 save that is cut short at any moment leaves the old run or the new one, never a mixture.
@@ -29,7 +30,7 @@ from var.recipe import Recipe, Spec, build
 from var.schedule import Schedule
 
 CONFIG, TOKENIZER, MODEL = "config.yaml", "tokenizer.safetensors", "model.safetensors"
-BUDGET = "budget.yaml"
+BUDGET, CARD = "budget.yaml", "README.md"
 _STAGE, _COMMIT = ".saving", ".saved"
 
 
@@ -42,12 +43,14 @@ class Run:
         tokenizer: pixels to tokens and back.
         model: the generator; None for a tokenizer alone.
         budget: of its compressed cache, if it was calibrated.
+        card: what is said of it in Markdown, see `var.cards`; empty if there is nothing.
     """
 
     recipe: Recipe
     tokenizer: nn.Module
     model: nn.Module | None = None
     budget: Budget | None = None
+    card: str = ""
 
     def __post_init__(self) -> None:
         if (self.model is None) != (self.recipe.backbone is None):
@@ -74,11 +77,13 @@ def save(folder: str | Path, run: Run) -> None:
         shutil.rmtree(stage, ignore_errors=True)  # of a save that was cut short
         stage.mkdir(parents=True)
         (stage / CONFIG).write_text(run.recipe.text(), encoding="utf-8")
-        _write(stage / TOKENIZER, run.tokenizer)
+        write(stage / TOKENIZER, run.tokenizer, like=stage / CONFIG)
         if run.model is not None:
-            _write(stage / MODEL, run.model)
+            write(stage / MODEL, run.model, like=stage / CONFIG)
         if run.budget is not None:
             (stage / BUDGET).write_text(run.budget.text(), encoding="utf-8")
+        if run.card and not (folder / CARD).exists():
+            (stage / CARD).write_text(run.card, encoding="utf-8")
         for path in [*stage.iterdir(), stage]:
             _sync(path)
         if run.budget is None:  # that of the old weights is not for the new ones
@@ -112,14 +117,19 @@ def load(
     folder = Path(folder)
     recipe, path = read_recipe(folder), _locate(folder, CONFIG)
     where, file = f"{path}: tokenizer", _locate(folder, TOKENIZER)
-    tokenizer = _module(recipe.tokenizer, where, file, device, torch.float32)
+    tokenizer = module(recipe.tokenizer, where, file, device, torch.float32)
     model = None
     if recipe.backbone is not None:
         where, file = f"{path}: backbone", _locate(folder, MODEL)
-        model = _module(recipe.backbone, where, file, device, dtype)
+        model = module(recipe.backbone, where, file, device, dtype)
     file = _locate(folder, BUDGET)
     budget = read_budget(file, recipe.schedule) if model is not None and file.exists() else None
-    return Run(recipe, tokenizer, model, budget)
+    return Run(recipe, tokenizer, model, budget, read_card(_locate(folder, CARD)))
+
+
+def read_card(path: Path) -> str:
+    """Return the card in a file, which may be anything; empty if there is none."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def read_recipe(folder: str | Path) -> Recipe:
@@ -187,7 +197,49 @@ def check_fit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], where
         ),
     ]
     if faults:
-        raise UserError(f"{where} does not fit its {CONFIG}: {'; '.join(faults)}")
+        raise UserError(f"{where} does not fit its configuration: {'; '.join(faults)}")
+
+
+def module(
+    spec: Spec,
+    where: str,
+    path: Path,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> nn.Module:
+    """Return the module of a spec, in evaluation mode, with the weights in a safetensors file.
+
+    Args:
+        spec: how to build it.
+        where: names the spec in messages.
+        path: of the weights.
+        device: where they go, straight from the file.
+        dtype: of the module.
+
+    Raises:
+        UserError: the file is missing, damaged, or does not fit; the message names what.
+    """
+    made = build(spec, where)
+    state = read(path, device)
+    check_fit(made.state_dict(), state, str(path))
+    made.load_state_dict(state, strict=True, assign=True)
+    del state  # not to hold weights of both types
+    made.to(dtype)  # by the module: some keep a few weights in float32
+    empty = [name for name, buffer in made.named_buffers() if buffer.is_meta]
+    if empty:
+        raise RuntimeError(f"{where}: buffers must be persistent to be stored: {', '.join(empty)}")
+    return made.eval()
+
+
+def write(path: Path, module: nn.Module, like: Path) -> None:
+    """Write the weights of a module to a safetensors file, to be read by whoever may read `like`.
+
+    Raises:
+        OSError, SafetensorError: it cannot be written.
+    """
+    state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+    save_file(state, path, metadata={"format": "pt"})
+    shutil.copymode(like, path)  # safetensors makes files that only we can read
 
 
 def _named(fault: str, items: list[str], most: int = 3) -> list[str]:
@@ -195,31 +247,6 @@ def _named(fault: str, items: list[str], most: int = 3) -> list[str]:
         return []
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return [f"{fault}: {', '.join(items[:most])}{more}"]
-
-
-def _module(
-    spec: Spec,
-    where: str,
-    path: Path,
-    device: torch.device | str,
-    dtype: torch.dtype,
-) -> nn.Module:
-    module = build(spec, where)
-    state = read(path, device)
-    check_fit(module.state_dict(), state, str(path))
-    module.load_state_dict(state, strict=True, assign=True)
-    del state  # not to hold weights of both types
-    module.to(dtype)  # by the module: some keep a few weights in float32
-    empty = [name for name, buffer in module.named_buffers() if buffer.is_meta]
-    if empty:
-        raise RuntimeError(f"{where}: buffers must be persistent to be stored: {', '.join(empty)}")
-    return module.eval()
-
-
-def _write(path: Path, module: nn.Module) -> None:
-    state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-    save_file(state, path, metadata={"format": "pt"})
-    shutil.copymode(path.parent / CONFIG, path)  # safetensors makes files that only we can read
 
 
 # A finished save waits in `.saved` until its files are moved over the old ones. Whoever reads looks
