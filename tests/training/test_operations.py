@@ -18,7 +18,9 @@ from torch import Tensor
 from tests.training.words import SCALES, VAR, Words, forget, run, train
 from var import store
 from var.errors import UserError
+from var.training.parallel import accelerator
 from var.training.records import Records
+from var.training.settings import Settings
 from var.training.stopping import Stopped
 
 
@@ -225,6 +227,13 @@ def test_runs_of_a_sweep_follow_each_other_in_one_process(base: Path, tmp_path: 
 def test_settings_that_make_no_sense_are_named(tmp_path: Path, word: str) -> None:
     with pytest.raises(UserError, match=word.partition("=")[0]):
         run(tmp_path, word)
+
+
+def test_a_run_that_nobody_tracks_is_not_warned_of(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    accelerator(Settings(steps=1, batch_size=1, cpu=True, trackers=()), tmp_path)
+    assert not [warning for warning in recwarn if "tracker" in str(warning.message)]
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

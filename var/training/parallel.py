@@ -46,7 +46,7 @@ def accelerator(settings: Settings, folder: Path) -> Accelerator:
         cpu=settings.cpu,
         mixed_precision=precision,
         gradient_accumulation_steps=settings.accumulation,
-        log_with=list(settings.trackers),
+        log_with=list(settings.trackers) or None,  # of none it would warn
         # Phis that a ladder leaves out get no gradient.
         kwargs_handlers=[
             DistributedDataParallelKwargs(
