@@ -39,6 +39,10 @@ class Perceptual(nn.Module):
                 f"cannot fetch the network {net} of the perceptual loss ({error}): copy it into "
                 "$TORCH_HOME/hub/checkpoints by hand, or leave it out, objective=pixels"
             ) from error
+        # Known under two names each: checkpoints want every tensor once.
+        lins = tuple(made.lins)
+        del made.lins
+        made.lins = lins
         self.weight, self.lpips = weight, made.requires_grad_(False)
 
     def forward(self, image: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from var.errors import UserError
@@ -165,6 +166,11 @@ def test_what_there_is_not_is_named() -> None:
         PatchDiscriminator(norm="layer")
     with pytest.raises(UserError, match="kind=wgan .*: use hinge or vanilla"):
         adversary(kind="wgan")
+
+
+def test_a_checkpoint_can_hold_the_perceptual_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lpips.pretrained_networks.vgg16", lambda **_: nn.Identity())
+    assert load(save(Perceptual().state_dict()))  # safetensors takes no tensor under two names
 
 
 def test_a_missing_package_or_network_is_told_with_the_remedy(
