@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
@@ -24,6 +25,8 @@ if TYPE_CHECKING:  # torch is imported after the command line was understood, or
     from var.recipe import Recipe
 
 Task = Callable[[DictConfig], None]
+
+_QUIET, _SETTING = {"--quiet", "-q"}, re.compile(r"~|[^=]+=")
 
 FLAGS = """
 Flags:
@@ -83,6 +86,8 @@ def run(task: Task, config: str, home: str) -> None:
 
     main = hydra.main(version_base="1.3", config_path=f"pkg://{home}", config_name=config)
     sys.argv[1:] = translated(sys.argv[1:])
+    if line := os.environ.get("COMP_LINE"):
+        os.environ["COMP_LINE"] = mistakes.completable(line)
     try:
         with redirect_stderr(said):
             main(guarded)()
@@ -98,34 +103,40 @@ def run(task: Task, config: str, home: str) -> None:
 
 def _explain(stop: SystemExit, said: str, config: str, home: str) -> None:
     """Say why Hydra ended before there was a config: it was asked for help, or met a mistake."""
-    if {"--help", "-h"} & {*sys.argv[1:]}:
+    words, found = {*sys.argv[1:]}, stop.__context__
+    if any(word.startswith("query=") for word in words):  # a shell asks, in the middle of a line
+        return
+    if {"--help", "-h"} & words:
         print(FLAGS.format(name=config))
     elif stop.code == 2:
         refuse(config, mistakes.unknown_flag(said))
-    elif isinstance(stop.__context__, HydraException):
-        refuse(config, mistakes.described(stop.__context__, config, home))
+    elif isinstance(found, HydraException):
+        refuse(config, mistakes.described(found, config, home))
+    elif found is not None and {"-sc", "--shell-completion"} & words:
+        refuse(config, f"{found}: say -sc install=bash, install=zsh or install=fish")
     sys.stderr.write(said)
 
 
 def refuse(config: str, message: str) -> NoReturn:
     """End the process for a fault of the input, told in one line."""
-    sys.stderr.write(f"var-{config}: error: {' '.join(message.split())}\n")
+    plain = message.partition("full_key: ")[0]  # OmegaConf's words to programmers
+    sys.stderr.write(f"var-{config}: error: {' '.join(plain.split())}\n")
     sys.exit(2)
 
 
 def translated(arguments: Sequence[str]) -> list[str]:
     """Return the arguments as Hydra takes them; `--version` is answered, and ends the process.
 
-    With `--quiet` there are no bars and no messages, but warnings, errors and results.
+    Settings come before flags, wherever they stood. With `--quiet` there are no bars and no
+    messages, but warnings, errors and results.
     """
     if "--version" in arguments:
         print(f"var-toolkit {var.__version__}")
         sys.exit(0)
-    if not {"--quiet", "-q"} & {*arguments}:
-        return [*arguments]
-    os.environ["TQDM_DISABLE"] = "1"  # inherited by the processes that are started
-    others = [each for each in arguments if each not in ("--quiet", "-q")]
-    return [*others, "hydra.job_logging.loggers.var.level=WARNING"]
+    if _QUIET & {*arguments}:  # inherited by the processes that are started
+        os.environ |= {"TQDM_DISABLE": "1", "VAR_LOG_LEVEL": "WARNING"}
+    words = [each for each in arguments if each not in _QUIET]
+    return sorted(words, key=lambda word: word.startswith("-") or not _SETTING.match(word))
 
 
 def check_complete(cfg: DictConfig) -> None:

@@ -45,6 +45,16 @@ def unknown_flag(said: str) -> str:
     return f"{text}{hint}"
 
 
+def completable(line: str) -> str:
+    """Return a line of a shell as Hydra can complete it: without our flags, and without quotes.
+
+    >>> completable("var-sample -q 'labels=[0,1]' dec")
+    'var-sample labels=[0,1] dec'
+    """
+    line = re.sub(r"\s(--quiet|-q)(?=\s)", "", line)
+    return re.sub(r"""(?<=\s)(['"])([^'"]*)\1""", r"\2", line)
+
+
 def suggestion(name: str, known: Iterable[str], *, listed: bool = True) -> str:
     """Return the known names that come close, as the end of a message; or all of them.
 
@@ -76,7 +86,7 @@ def settings(config: str, home: str) -> set[str]:
 
 
 def _dotted(node: DictConfig, path: str = "") -> Iterator[str]:
-    for key in node:
+    for key in map(str, node):
         yield f"{path}{key}"
         child: Any = None
         if not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_missing(node, key):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -13,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from var import store
-from var.data.batches import Batches, loader
+from var.data.batches import Batch, Batches, loader
 from var.data.images import ImageData, check_pixels
 from var.errors import UserError
 from var.models.base import Backbone
@@ -54,17 +55,20 @@ def main(cfg: DictConfig) -> None:
     torch.manual_seed(settings.seed)  # of the initial weights
     compose = generator if cfg.backbone or "run" in cfg.tokenizer else tokenizer
     work = compose(cfg, data, folder)
-    Trainer(
-        task=work.task,
-        data=lambda start, shard: batches(data, settings, start, shard),
-        first=lambda number: first(data, settings, number),
-        folder=folder,
-        settings=settings,
-        export=work.export,
-        evaluate=work.judge() if settings.evaluate_every else None,
-        aside=lambda: report(data, folder),
-        config=plain(cfg.trainer),
-    ).fit(checkpoint)
+    with ExitStack() as opened:  # after an error too, readers end: Python would wait for them
+        Trainer(
+            task=work.task,
+            data=lambda start, shard: opened.enter_context(
+                closing(batches(data, settings, start, shard))
+            ),
+            first=lambda number: first(data, settings, number),
+            folder=folder,
+            settings=settings,
+            export=work.export,
+            evaluate=work.judge() if settings.evaluate_every else None,
+            aside=lambda: report(data, folder),
+            config=plain(cfg.trainer),
+        ).fit(checkpoint)
 
 
 def resume_from(choice: str, folder: Path) -> Path | None:
@@ -85,12 +89,12 @@ def resume_from(choice: str, folder: Path) -> Path | None:
 
 def batches(
     data: ImageData, settings: Settings, start: int, shard: tuple[int, int]
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Generator[Batch, None, None]:
     """Return the endless training batches of one process."""
     numbers = Batches(
         len(data), settings.batch_size, settings.seed, start, shard, settings.accumulation
     )
-    return iter(loader(data, numbers, pin=False if settings.cpu else None))
+    return loader(data, numbers, pin=False if settings.cpu else None)
 
 
 def first(data: ImageData, settings: Settings, number: int) -> tuple[Tensor, Tensor]:

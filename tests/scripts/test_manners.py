@@ -95,7 +95,7 @@ def test_help_and_completion_wait_for_no_torch(tmp_path: Path) -> None:
     program = f"import sys, atexit; atexit.register(lambda: {check}); {call}"
     where = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     for words in (["--help"], ["-sc", "query=bash"], ["model=x", "sead=1"]):
-        known = {**where, "COMP_LINE": "var-sample decoding=", "COMP_POINT": "20"}
+        known = {**where, "COMP_LINE": "var-sample -q 'labels=[0,1]' decoding="}
         done = subprocess.run(
             [sys.executable, "-c", program, *words], env=known, cwd=tmp_path, text=True,
             capture_output=True, check=False,
@@ -109,7 +109,9 @@ def test_a_log_gets_messages_and_no_bars_and_quiet_not_even_these(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TQDM_DISABLE", "")
+    for name in ("TQDM_DISABLE", "VAR_LOG_LEVEL"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.delenv("VAR_LOG_LEVEL")
     words = ["var-sample", "model=digits-var", "labels=[0]"]
     for flags, lines in ([], 1), (["--quiet"], 0):
         monkeypatch.setattr(sys, "argv", [*words, *flags])
@@ -143,12 +145,46 @@ def test_the_version_is_told(
     assert capsys.readouterr().out.startswith("var-toolkit 0.")
 
 
-def test_quiet_is_a_level_of_messages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TQDM_DISABLE", raising=False)
-    words = ["a=1", "hydra.job_logging.loggers.var.level=WARNING"]
-    assert translated(["-q", "a=1"]) == translated(["a=1", "--quiet"]) == words
-    assert os.environ.pop("TQDM_DISABLE") == "1"
-    assert translated(["a=1"]) == ["a=1"] and "TQDM_DISABLE" not in os.environ
+def test_flags_may_stand_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TQDM_DISABLE", "VAR_LOG_LEVEL"):
+        monkeypatch.setenv(name, "")
+    assert translated(["-m", "a=1", "-q", "~b", "--cfg", "job"]) == [
+        "a=1",
+        "~b",
+        "-m",
+        "--cfg",
+        "job",
+    ]
+    assert os.environ["TQDM_DISABLE"] == "1" and os.environ["VAR_LOG_LEVEL"] == "WARNING"
+
+
+def test_a_quiet_sweep_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("TQDM_DISABLE", "VAR_LOG_LEVEL", "TMPDIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    words = ["-m", "model=digits-var", "labels=[0]", "-q", "seed=0,1"]
+    monkeypatch.setattr(sys, "argv", ["var-sample", *words])
+    entry.sample()
+    assert capfd.readouterr() == ("", "")
+    assert {"samples-0.png", "samples-1.png"} <= {*os.listdir(tmp_path)}
+
+
+def test_an_unknown_shell_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended("sample", "-sc", "install=zshh", monkeypatch=monkeypatch) == 2
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1 and "say -sc install=bash" in text
+
+
+def test_completion_of_a_line_that_makes_no_sense_is_silent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COMP_LINE", "var-sample 'labels=[[' --foo dec")
+    assert ended("sample", "-sc", "query=bash", monkeypatch=monkeypatch)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_suggestions_come_close_or_list_all() -> None:

@@ -1,5 +1,6 @@
 """`var-train` on a tokenizer that there is already: its weights, a part of it, another ladder."""
 
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from hydra import compose, initialize_config_module
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torchvision.utils import save_image
 
 from tests.conftest import TOYS, make_run
 from tests.training.words import SCALES, TRAINER, forget, train
@@ -134,3 +136,25 @@ def test_the_objectives_with_networks_are_made_of_their_configs(
     with pytest.raises(UserError, match="efficientnet_b0 .* is none its file"):
         path = "objective.adversarial.discriminator.features.network.path=none"
         made(composed("objective=frozen", "~objective.perceptual", path).objective)
+
+
+def test_what_reads_ahead_ends_with_a_run_that_fails(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            folder = place / "images" / split / name
+            folder.mkdir(parents=True)
+            save_image(torch.rand(3, 16, 16), folder / "image.png")
+
+    def fail(*_: object, **__: object) -> None:
+        assert active_children()
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr("var.training.loop.Trainer._keep_records", fail)
+    data = ("data=image_folder", "data.root=images", "data.size=16", "data.workers=1")
+    words = ("name=x", *data, "tokenizer=none", "init.run=digits-vq", "schedule=[1,2,3,4]")
+    # While the error is held, so are the frames that it came through, and what they opened.
+    with pytest.raises(UserError, match="disk is full") as held:
+        train(place, *words, *TRAINER, "trainer.steps=2", "trainer.batch_size=2")
+    assert held.value and not active_children()

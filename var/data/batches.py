@@ -7,7 +7,7 @@ exactly where it stopped.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -104,7 +104,7 @@ def _as_is(read: _Read) -> _Read:
 
 def loader(
     data: ImageData, batches: Iterable[list[int]], *, pin: bool | None = None
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Yield the `Batch`es of `data` with these numbers, in pinned memory if so wished.
 
     They are read ahead by as many processes as `data.workers` says; what these find to be unusable
