@@ -29,7 +29,7 @@ MISSING += [n for n, there in (("chromium", BROWSER), ("chromedriver", DRIVER)) 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 
 MODELS = "models=[fashion-var,digits-var,fashion-raster,fashion-flowar,fashion-vq]"
-FLAGS = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1400,1150"]
+FLAGS = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1400,1250"]
 FLAGS += ["--enable-unsafe-swiftshader", "--no-proxy-server", "--disable-background-networking"]
 TIME = re.compile(r"(\d+) images? in (\d+\.\d+) s")
 
@@ -71,6 +71,18 @@ class Visitor:
         field.clear()
         field.send_keys(str(value))
 
+    def errors(self) -> list[str]:
+        """Return what stands on the page where Gradio gave up."""
+        return [each.text for each in self.all(".error") if each.text]
+
+    def paint(self, selector: str) -> None:
+        """Draw a stroke across the middle of a canvas."""
+        from selenium.webdriver import ActionChains
+
+        canvas = self.all(f"{selector} canvas")[0]
+        hand = ActionChains(self.driver, duration=20).move_to_element_with_offset(canvas, -40, 0)
+        hand.click_and_hold().move_by_offset(40, 0).move_by_offset(40, 0).release().perform()
+
     def choose(self, selector: str, option: str) -> None:
         def pick() -> bool:
             found = [each for each in self.all("[role=option]") if each.text.endswith(option)]
@@ -94,7 +106,7 @@ class Visitor:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The page, served by another process; in the end it has called nobody."""
-    with served(tmp_path_factory.mktemp("served"), MODELS, "images=6", "upload_mb=1") as page:
+    with served(tmp_path_factory.mktemp("served"), MODELS, "images=6", "upload_mb=2") as page:
         yield page
         assert "CALLED" not in page.log.read_text(), page.log.read_text()
 
@@ -181,6 +193,31 @@ def test_controls_follow_the_model(visitor: Visitor) -> None:
     assert int(passes[1]) < 64  # several tokens at a time
 
 
+def test_who_changes_the_model_and_draws_at_once_gets_images(visitor: Visitor) -> None:
+    visitor.choose("#sample-model", "fashion-var")
+    visitor.click("#sample-go")  # the controls are the raster's still, jacobi too
+    visitor.wait(lambda: re.search(r"each · 5 passes", visitor.line("sample")))
+    visitor.wait(lambda: not visitor.all("#sample-window"))
+    visitor.fill("#sample-seed", -4)
+    visitor.click("#sample-go")
+    visitor.wait(lambda: "seed -4: choose one from 0 on" in visitor.line("sample"))
+    visitor.fill("#sample-seed", 0)
+    assert not visitor.errors()
+
+
+def test_what_is_stopped_ends_with_a_line(visitor: Visitor) -> None:
+    visitor.choose("#sample-model", "fashion-raster")
+    visitor.wait(lambda: visitor.all("#sample-decoding input")[0].get_attribute("value"))
+    visitor.click("#sample-stop")  # nothing is under way, and nothing that follows is stopped
+    for _ in range(3):
+        visitor.click("#sample-go")
+        visitor.wait(lambda: re.search(r"[1-7] of 8 rows …", visitor.line("sample")))
+        visitor.click("#sample-stop")
+        visitor.wait(lambda: re.search("stopped after [1-7] of 8 rows", visitor.line("sample")))
+        visitor.images("sample", 4)
+    assert not visitor.errors()
+
+
 def test_two_settings_stand_side_by_side(visitor: Visitor) -> None:
     visitor.tab("Compare")
     visitor.click("#compare-go")
@@ -198,7 +235,7 @@ def test_a_picture_is_edited_where_the_mask_says(
     visitor.click("#edit-go")
     visitor.wait(lambda: "there is no picture yet" in visitor.line("edit"))
     visitor.upload("#edit-picture", photo)
-    visitor.wait(lambda: visitor.all("#edit-picture canvas"))
+    visitor.wait(lambda: visitor.all("#edit-picture img"))
     half = Image.new("L", (64, 64))
     half.paste(255, (0, 0, 64, 32))
     half.save(tmp_path / "mask.png")
@@ -214,6 +251,28 @@ def test_a_picture_is_edited_where_the_mask_says(
     visitor.fill("#edit-number", 7)
     visitor.click("#edit-go")
     visitor.wait(lambda: "7 images are more than the 6" in visitor.line("edit"))
+
+
+def test_a_large_noisy_photograph_is_edited_where_it_is_painted_on(
+    visitor: Visitor, tmp_path: Path
+) -> None:
+    noise = torch.randint(0, 256, (900, 1200, 3), generator=torch.Generator().manual_seed(0))
+    Image.fromarray(noise.to(torch.uint8).numpy()).save(tmp_path / "photo.jpg", quality=80)
+    assert (tmp_path / "photo.jpg").stat().st_size < 2 * 2**20 < noise.numel()  # a PNG's size
+    for part in ("mask", "picture"):
+        visitor.click(f"#edit-{part} button[aria-label='Remove Image']")
+    visitor.wait(lambda: not visitor.all("#edit-picture img"))
+    visitor.upload("#edit-picture", tmp_path / "photo.jpg")
+    visitor.wait(lambda: visitor.all("#edit-picture img"))
+    visitor.fill("#edit-number", 1)
+    visitor.click("#edit-go")
+    visitor.wait(lambda: "no area is marked" in visitor.line("edit"))
+    visitor.paint("#edit-area")
+    visitor.click("#edit-go")
+    visitor.wait(lambda: TIME.search(visitor.line("edit")))
+    image = saved(visitor.images("edit", 1)[0], tmp_path / "made.png")
+    assert read_settings(image)["edit"]["mask"] == "painted"
+    assert not visitor.errors()
 
 
 def test_a_picture_is_made_again_at_every_scale_and_a_bad_one_is_told(

@@ -61,9 +61,20 @@ def test_a_choice_brings_its_settings(tiny_run: Run) -> None:
 
 def test_an_empty_field_is_told_if_it_counts(tiny_run: Run) -> None:
     known = controls(Pipeline(tiny_run), [])
-    with pytest.raises(UserError, match="top_k is empty"):
+    with pytest.raises(UserError, match="Top-k .* is empty"):
         setting("a", values(known, top_k=None), known)
     setting("a", values(known, steps=None, window=None), known)
+
+
+def test_what_the_model_before_it_had_is_not_asked_of_another_one(tiny_run: Run) -> None:
+    known = controls(Pipeline(tiny_run), [])
+    assert setting("a", values(known, decoding="jacobi"), known).decoding["name"] == "sequential"
+
+
+def test_a_field_out_of_range_is_told_by_its_label(tiny_run: Run) -> None:
+    known = controls(Pipeline(tiny_run), ["other"])
+    with pytest.raises(UserError, match="Scales before it takes over is 9: use 1 to 2"):
+        setting("a", values(known, decoding="collaborative", switch=9), known)
 
 
 def test_a_tokenizer_alone_has_none(tiny_run: Run) -> None:

@@ -69,6 +69,26 @@ def test_requests_take_turns_and_do_not_meet(run_folder: Path) -> None:
     assert [each.frames[-1].tolist() for each in together] == [each.tolist() for each in alone]
 
 
+@RUNS
+def test_a_request_ends_by_itself_when_it_shall_stop(run_folder: Path, tiny_run: Run) -> None:
+    turns = iter(
+        [False, False, False, False, True] if tiny_run.recipe.schedule.is_raster else [0, 1]
+    )
+    service = serving(run_folder)
+    seen = list(service.draw(plain(run_folder), WANTED, lambda: bool(next(turns))))
+    rows = tiny_run.recipe.schedule.is_raster
+    line = "stopped after 1 of 4 rows" if rows else "stopped after 2 of 3 scales"
+    assert seen[-1].line == line and len(seen[-1].frames) == 2
+    assert not seen[-1].finished and not any(each.stopped for each in seen[:-1])
+    assert last(service, plain(run_folder)).cold  # nothing was warmed up
+
+
+def test_a_comparison_ends_by_itself_when_it_shall_stop(run_folder: Path) -> None:
+    setting = plain(run_folder)
+    *_, end = serving(run_folder).compare(setting, setting, WANTED, lambda: True)
+    assert end.stopped and not end.finished and "stopped" in end.line
+
+
 def test_the_first_of_its_kind_is_called_so(run_folder: Path) -> None:
     service = serving(run_folder)
     assert last(service, plain(run_folder)).cold
@@ -121,6 +141,26 @@ def test_a_reconstruction_is_shown_at_every_scale(run_folder: Path, tiny_run: Ru
     assert steps[-1].psnr == pytest.approx(-10 * torch.tensor(noise).log10().item(), abs=1e-3)
 
 
+def test_closing_models_are_shared_count_and_are_dropped(tmp_path: Path) -> None:
+    run = make_run()
+    names = [str(tmp_path / name) for name in "abc"]
+    for name in names:
+        store.save(Path(name), run)
+    a, b, c = names
+    service = serving(*map(Path, names))
+    shelf = service.shelf
+    alone = shelf.pipe(b)
+    decoding = {"name": "collaborative", "closer": b, "switch": 1}
+    last(service, replace(plain(Path(a)), decoding=decoding))
+    first, closer = shelf.pipe(a), shelf.pipe(b)
+    assert first.companions == {b: closer} and closer is not alone
+    assert shelf.pipe(a, b) is first and first.companions[b] is closer
+    shelf.pipe(a), shelf.pipe(c)
+    assert first.companions == {} and shelf.pipe(a) is first
+    with pytest.raises(UserError, match="not offered"):
+        shelf.pipe(a, "digits-var")
+
+
 def test_what_was_used_longest_ago_makes_room(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         store.save(tmp_path / name, make_run())
@@ -156,8 +196,10 @@ def test_published_models_are_known_before_they_are_fetched() -> None:
     [
         ({"labels": []}, "choose a class"),
         ({"labels": [0, 1], "number": 4}, "8 images are more than the 6"),
-        ({"seed": -1}, "seed=-1"),
-        ({"number": 0}, "number=0"),
+        ({"seed": -4}, "seed -4: choose one from 0 on"),
+        ({"seed": 10**20}, r"below 2\*\*63"),
+        ({"seed": 2**63 - 3}, r"below 2\*\*63"),
+        ({"number": 0}, "0 images of each"),
         ({"labels": [7]}, "unknown class 7"),
     ],
 )

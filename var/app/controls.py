@@ -27,6 +27,27 @@ PARTS = {
     "budget": ("cache", ("scale",)),
 }
 
+# What the page calls them, and the settings of edits.
+LABELS = {
+    "labels": "Classes",
+    "first": "Guidance scale, first group (1: none)",
+    "last": "Guidance scale, last group",
+    "temperature": "Temperature",
+    "top_k": "Top-k (0: all)",
+    "top_p": "Top-p (0: all)",
+    "smooth": "Smooth (VAR's more_smooth)",
+    "steps": "Solver steps",
+    "solver": "Solver",
+    "decoding": "Decoding",
+    "window": "Tokens at a time",
+    "closer": "Closing model",
+    "switch": "Scales before it takes over",
+    "cache": "Cache",
+    "budget": "Share of it that is kept",
+    "scale": "Share of the frame that it takes",
+    "groups": "Groups that stay: scales, or tokens",
+}
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -65,7 +86,7 @@ def controls(pipe: Pipeline, companions: Sequence[str]) -> Controls:
         "first": guided | {"value": sampling.scales[0]},
         "last": guided | {"value": sampling.scales[1]},
         "decoding": {"choices": _decodings(pipe, closers), "value": chosen["name"]},
-        "window": {"value": chosen.get("window", 16)},
+        "window": {"minimum": 2, "maximum": 64, "value": chosen.get("window", 16)},
         "closer": {"choices": closers, "value": closers[0] if closers else None},
         "switch": {
             "minimum": 1,
@@ -73,12 +94,13 @@ def controls(pipe: Pipeline, companions: Sequence[str]) -> Controls:
             "value": chosen.get("switch", max(1, groups // 2)),
         },
         "cache": {"choices": _caches(pipe), "value": "static"},
-        "budget": {"value": 0.1},
+        "budget": {"minimum": 0.01, "maximum": 1, "value": 0.1},
     }
     for name in FILTERS:
         value = getattr(sampling, name)
         found[name] = {"visible": name in heeds and not isinstance(value, tuple), "value": value}
     found["solver"]["choices"] = list(SOLVERS)
+    found["steps"] |= {"minimum": 1, "maximum": 100}
     for name, (choice, of) in PARTS.items():
         found[name]["visible"] = found[choice]["value"] in of
     return found
@@ -89,17 +111,16 @@ def setting(model: str, values: Mapping[str, Any], known: Controls) -> Setting:
 
     Args:
         model: its name.
-        values: of all controls by name; those that its own do not show count for nothing.
+        values: of all controls by name; those that its own do not show count for nothing. For a
+            choice that it does not have, as of the model before it, stands what it recommends.
         known: its controls.
 
     Raises:
-        UserError: one that counts is empty.
+        UserError: one that counts is empty, or out of range.
     """
 
     def value(name: str) -> Any:
-        if values.get(name) is None:
-            raise UserError(f"{name} is empty: give a value")
-        return values[name]
+        return _checked(name, values.get(name), known[name])
 
     sampling = {name: value(name) for name in FILTERS if known[name]["visible"]}
     if known["first"]["visible"]:
@@ -110,6 +131,17 @@ def setting(model: str, values: Mapping[str, Any], known: Controls) -> Setting:
         parts = [part for part, (of, names) in PARTS.items() if of == choice and name in names]
         chosen[choice] = {"name": name} | {part: value(part) for part in parts}
     return Setting(model, sampling, chosen["decoding"], chosen["cache"])
+
+
+def _checked(name: str, given: Any, control: Mapping[str, Any]) -> Any:
+    if given is None:
+        raise UserError(f"{LABELS[name]} is empty: give a value")
+    if given not in control.get("choices", [given]):
+        return control["value"]
+    least, most = control.get("minimum", given), control.get("maximum", given)
+    if not least <= given <= most:
+        raise UserError(f"{LABELS[name]} is {given}: use {least} to {most}")
+    return given
 
 
 def _classes(pipe: Pipeline) -> dict[str, Any]:

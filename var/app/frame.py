@@ -11,6 +11,7 @@ from typing import Any
 from var.app import pictures
 from var.app.job import Drawn, Wanted
 from var.app.panel import Handler, Panel, told
+from var.app.parts import NOW, Stops, raw
 from var.app.service import Service
 from var.errors import UserError
 
@@ -43,22 +44,17 @@ class Frame:
 
     def numbers(self, key: str, number: int) -> list[Any]:
         """Return the fields for the number of images and the seed."""
-        fields = (("number", "Images each", number, 1), ("seed", "Seed", 0, 0))
+        fields = (("number", "Images each", number), ("seed", "Seed", 0))
         return [
-            self.gr.Number(
-                value,
-                label=label,
-                minimum=least,
-                precision=0,
-                min_width=120,
-                elem_id=f"{key}-{name}",
-            )
-            for name, label, value, least in fields
+            self.gr.Number(value, label=label, precision=0, min_width=120, elem_id=f"{key}-{name}")
+            for name, label, value in fields
         ]
 
     def upload(self, key: str, label: str, height: int) -> Any:
         """Return a place for a picture from outside; a handler gets its path."""
-        picture = self.gr.Image(
+        # Gradio would open the file, and fail without a word if it holds no picture.
+        picture = raw(self.gr.Image, lambda payload: payload and payload.path)
+        return picture(
             label=label,
             type="filepath",
             sources=["upload"],
@@ -66,9 +62,6 @@ class Frame:
             elem_id=key,
             elem_classes="small",
         )
-        # Gradio would open the file, and fail without a word if it holds no picture.
-        picture.preprocess = lambda payload: payload and payload.path
-        return picture
 
     def line(self, key: str) -> Any:
         """Return the place for one line of text: the time, or what is wrong."""
@@ -88,19 +81,40 @@ class Frame:
             buttons=["download", "fullscreen"],
         )
 
+    def button(self, key: str, title: str) -> Any:
+        """Return a button that begins."""
+        return self.gr.Button(title, variant="primary", elem_id=f"{key}-go", scale=3)
+
     def buttons(self, key: str, title: str) -> tuple[Any, Any]:
         """Return a button that begins, and one that stops."""
-        begin = self.gr.Button(title, variant="primary", elem_id=f"{key}-go", scale=3)
-        return begin, self.gr.Button("Stop", elem_id=f"{key}-stop", scale=1, min_width=80)
+        return self.button(key, title), self.gr.Button(
+            "Stop", elem_id=f"{key}-stop", scale=1, min_width=80
+        )
 
     def on(
-        self, buttons: tuple[Any, Any], handler: Handler, inputs: list[Any], outputs: list[Any]
+        self,
+        buttons: tuple[Any, Any | None],
+        handler: Handler,
+        inputs: list[Any],
+        outputs: list[Any],
     ) -> None:
-        """Let the buttons begin and stop a handler; the first of its outputs is a line of text."""
+        """Let the buttons begin and stop a handler; the first of its outputs is a line of text.
+
+        After the values of its inputs it takes a function that says whether it shall stop: it ends
+        by itself. (If Gradio cancelled it, the page would be left as it is, or show errors.)
+        """
         begin, stop = buttons
-        guarded = told(self.gr, len(outputs), says=True)(handler)
-        event = begin.click(guarded, inputs, outputs, **self.listen)
-        stop.click(None, cancels=[event], api_visibility="private")
+        stops, now = self.gr.State(Stops()), self.gr.Number(visible=False)
+
+        def run(*values: Any) -> Iterator[Any]:
+            *given, asked, begun = values
+            return handler(*given, lambda: asked.at >= begun)
+
+        guarded = told(self.gr, len(outputs), says=True)(run)
+        begin.click(guarded, [*inputs, stops, now], outputs, js=NOW, **self.listen)
+        if stop is not None:
+            quick: dict[str, Any] = {"queue": False, "api_visibility": "private"}
+            stop.click(Stops.ask, [stops, now], None, js=NOW, show_progress="hidden", **quick)
 
     def tiles(self, images: list[Any], width: int) -> Any:
         """Return images, paths or arrays of so many pixels in a row, for a gallery."""
@@ -118,7 +132,7 @@ class Result:
     def __init__(self, frame: Frame, key: str) -> None:
         gr, self.frame = frame.gr, frame
         self.line, self.images = frame.line(key), frame.gallery(key)
-        gr.Markdown("Scale by scale")
+        gr.Markdown(f"Scale by scale: the first {pictures.FILMED}, if there are more")
         self.film = gr.Image(
             show_label=False,
             format="png",

@@ -59,6 +59,8 @@ class Drawn:
         seconds: that drawing took so far; what was shown on the way does not count, the last does.
         cold: whether nothing of this kind was drawn before by this model, so that it took longer.
         notes: what it takes to draw them again, as `var-sample` says it.
+        width: groups in a row of a raster; 1 where a group is a scale.
+        stopped: whether no more will follow, though not all are decided.
     """
 
     frames: tuple[Tensor, ...]
@@ -68,6 +70,8 @@ class Drawn:
     seconds: float
     cold: bool
     notes: dict[str, Any]
+    width: int = 1
+    stopped: bool = False
 
     @property
     def finished(self) -> bool:
@@ -78,7 +82,9 @@ class Drawn:
     def line(self) -> str:
         """How far it is, or how long it took, in words."""
         if not self.finished:
-            return f"{self.done} of {self.groups} groups of tokens …"
+            unit = "scales" if self.width == 1 else "rows"
+            far = f"{self.done // self.width} of {self.groups // self.width} {unit}"
+            return f"stopped after {far}" if self.stopped else f"{far} …"
         count = len(self.frames[-1])
         each = f", {self.seconds / count:.3f} s each" if count > 1 else ""
         cold = " · the first of its kind: the next one will be faster" if self.cold else ""
@@ -160,4 +166,9 @@ class Job:
 
 def rows_of(schedule: Schedule, done: int) -> int:
     """Return how many rows of a raster are decided, or how many scales."""
-    return done // schedule.grids[-1][1] if schedule.is_raster else done
+    return done // width_of(schedule)
+
+
+def width_of(schedule: Schedule) -> int:
+    """Return how many groups are a row of a raster; 1 for scales."""
+    return schedule.grids[-1][1] if schedule.is_raster else 1

@@ -17,7 +17,8 @@ from var.errors import UserError
 
 _CSS = """
 .small img { image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain; }
-.grid-wrap { min-height: 7rem !important; overflow-y: auto !important; }
+.grid-wrap { min-height: 7rem !important; overflow-y: visible !important;
+  max-height: none !important; }
 .line { font-size: 1.05rem; min-height: 1.7rem; }
 """
 

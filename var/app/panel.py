@@ -8,30 +8,35 @@ from functools import wraps
 from html import escape
 from typing import Any
 
-from var.app.controls import FILTERS, PARTS, Setting, setting
+from var.app.controls import FILTERS, LABELS, PARTS, Setting, setting
+from var.app.parts import raw
 from var.app.service import Service
 from var.errors import UserError
 
 Handler = Callable[..., Iterator[Any]]
 
+_CFG = "VAR's cfg 2, here guidance=2, is 1 to 3"
+# What settings are called in messages, and on the page.
+_NAMES = {f"{of}.{part}": LABELS[part] for part, (of, _) in PARTS.items()}
+_NAMES |= {f"edit.{name}": LABELS[name] for name in ("scale", "groups")}
 # What each control is; `var.app.controls` says what it shows of a model.
 _GUIDING: dict[str, tuple[str, dict[str, Any]]] = {
-    "first": ("Number", {"label": "Guidance (1: none)", "step": 0.1}),
-    "last": ("Number", {"label": "… at the end", "step": 0.1}),
-    "temperature": ("Number", {"label": "Temperature", "step": 0.05}),
-    "top_k": ("Number", {"label": "Top-k (0: all)", "precision": 0, "minimum": 0}),
-    "top_p": ("Number", {"label": "Top-p (0: all)", "step": 0.01, "minimum": 0, "maximum": 1}),
-    "smooth": ("Checkbox", {"label": "Smooth: mix codes"}),
-    "steps": ("Slider", {"label": "Solver steps", "minimum": 1, "maximum": 100, "step": 1}),
-    "solver": ("Dropdown", {"label": "Solver"}),
+    "first": ("Number", {"step": 0.1}),
+    "last": ("Number", {"step": 0.1, "info": _CFG}),
+    "temperature": ("Number", {"step": 0.05}),
+    "top_k": ("Number", {"precision": 0}),
+    "top_p": ("Number", {"step": 0.01}),
+    "smooth": ("Checkbox", {}),
+    "steps": ("Slider", {"step": 1}),
+    "solver": ("Dropdown", {}),
 }
 _CHOOSING: dict[str, tuple[str, dict[str, Any]]] = {
-    "decoding": ("Dropdown", {"label": "Decoding"}),
-    "window": ("Slider", {"label": "Tokens at a time", "minimum": 2, "maximum": 64, "step": 1}),
-    "closer": ("Dropdown", {"label": "Closing model"}),
-    "switch": ("Slider", {"label": "Scales before it takes over", "step": 1}),
-    "cache": ("Dropdown", {"label": "Cache"}),
-    "budget": ("Slider", {"label": "Share of it that is kept", "minimum": 0.01, "maximum": 1}),
+    "decoding": ("Dropdown", {}),
+    "window": ("Slider", {"step": 1}),
+    "closer": ("Dropdown", {}),
+    "switch": ("Slider", {"step": 1}),
+    "cache": ("Dropdown", {}),
+    "budget": ("Slider", {}),
 }
 assert set(FILTERS) < set(_GUIDING) and set(PARTS) < set(_CHOOSING)
 
@@ -71,7 +76,7 @@ class Panel:
         self.model = gr.Dropdown(names, value=model, label="Model", elem_id=f"{key}-model")
         if chooses:
             with place or nullcontext():
-                self._add("labels", "Dropdown", {"label": "Classes", "multiselect": True})
+                self._add("labels", "Dropdown", {"multiselect": True})
 
     def options(self) -> None:
         """Lay out guidance, filters, decoding and cache."""
@@ -101,8 +106,9 @@ class Panel:
         return setting(model, named, self._service.controls(model)), named.get("labels") or []
 
     def _add(self, name: str, kind: str, fixed: dict[str, Any]) -> None:
-        self._controls[name] = getattr(self._gr, kind)(
+        self._controls[name] = raw(getattr(self._gr, kind))(
             **{**fixed, **self._now(name, self._known)},
+            label=LABELS[name],
             elem_id=f"{self._key}-{name}",
             min_width=180,
         )
@@ -147,7 +153,10 @@ def told(gr: Any, outputs: int, says: bool = False) -> Callable[[Handler], Handl
             try:
                 yield from handler(*values)
             except UserError as error:  # names of files come from outside, and the page shows HTML
-                line = escape(" ".join(str(error).split()))
+                line = " ".join(str(error).split())
+                for name, label in _NAMES.items():
+                    line = line.replace(name, label)
+                line = escape(line, quote=False)
                 gr.Warning(line)
                 shown = [gr.skip() for _ in range(outputs)]
                 yield [line, *shown[1:]] if says else shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,13 @@ from var.data.picture import Picture, read_image, read_mask
 from var.editing import Edit
 from var.edits import EDITS
 from var.errors import UserError
+from var.pixels import to_uint8
 from var.png import grid, save_png
 
+FILMED = 4  # images in a film, so that they are large enough to be seen
 _TILE = 128  # pixels on the longer side of an image in a film
+_CANVAS = 512  # and of a picture that is painted on
+_LAYERS = 8
 
 
 def upload(path: str | Path, what: str = "image", *, megapixels: float) -> Tensor:
@@ -34,25 +39,36 @@ def upload(path: str | Path, what: str = "image", *, megapixels: float) -> Tenso
         UserError: it is no picture, damaged, or too large.
     """
     path = Path(path)
-    try:
-        with Image.open(path) as header:
-            width, height = header.size
-    except Exception:  # Pillow raises whatever it stumbles over; below it is told
-        width = height = 0
-    if width * height > megapixels * 1e6:
-        raise UserError(
-            f"{what} {path.name} has {width} x {height} pixels: up to {megapixels:g} million are "
-            "taken, make it smaller"
-        )
+    _check_size(path, what, megapixels)
     try:
         return read_image(path, what)
     except UserError as error:  # where it lies here is nothing that its owner knows
         raise UserError(str(error).replace(str(path), path.name)) from error
 
 
-def painted(layers: Sequence[Image.Image]) -> Tensor | None:
-    """Return where anything was painted on layers, (H, W) bool; None if nothing was."""
-    marks = [np.array(layer.convert("RGBA").getchannel("A")) > 0 for layer in layers]
+def canvas(image: Tensor) -> Tensor:
+    """Return a picture (3, H, W) in [0, 1] as it is painted on: uint8, of 512 pixels at most."""
+    ratio = _CANVAS / max(image.shape[1:])
+    size = [max(1, round(ratio * edge)) for edge in image.shape[1:]]
+    mode = "nearest" if ratio > 1 else "area"
+    return to_uint8(F.interpolate(image[None], size=size, mode=mode)[0])
+
+
+def painted(layers: Sequence[str | Path], *, megapixels: float) -> Tensor | None:
+    """Return where anything was painted on layers, (H, W) bool; None if nothing was.
+
+    Args:
+        layers: files with transparency.
+        megapixels: that each may have.
+
+    Raises:
+        UserError: they are too large, too many, unlike in size, or no pictures.
+    """
+    if len(layers) > _LAYERS:
+        raise UserError(f"{len(layers)} layers are painted on: up to {_LAYERS} are taken")
+    marks = [_mark(Path(layer), megapixels) for layer in layers]
+    if len({mark.shape for mark in marks}) > 1:
+        raise UserError("the layers that are painted on differ in size: upload the picture again")
     if not any(mark.any() for mark in marks):
         return None
     return torch.from_numpy(np.logical_or.reduce(marks))
@@ -101,12 +117,40 @@ def _area(drawn: Tensor | None, mask: Tensor | None) -> Tensor:
     return white
 
 
+def _mark(path: Path, megapixels: float) -> np.ndarray:
+    _check_size(path, "layer", megapixels)
+    try:
+        with Image.open(path) as layer:
+            return np.array(layer.convert("RGBA").getchannel("A")) > 0
+    except Exception as error:  # whatever Pillow stumbles over
+        raise UserError("cannot read what is painted: upload the picture again") from error
+
+
+def _check_size(path: Path, what: str, megapixels: float) -> None:
+    """Check how many pixels a file says it has; if it is no picture, reading it will tell."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as header:
+                width, height = header.size
+        size = f"{width} x {height}" if width * height > megapixels * 1e6 else ""
+    except Image.DecompressionBombError:
+        size = "far too many"
+    except Exception:  # Pillow raises whatever it stumbles over
+        size = ""
+    if size:
+        raise UserError(
+            f"{what} {path.name} has {size} pixels: up to {megapixels:g} million are taken, "
+            "make it smaller"
+        )
+
+
 def film(frames: Sequence[Tensor]) -> Tensor:
     """Return images (B, 3, H, W) uint8 as they form, (3, H', W'): each in a row, coarse to fine.
 
-    Enlarged, or made smaller, for eyes to follow.
+    The first four; enlarged, or made smaller, for eyes to follow.
     """
-    rows = torch.stack(list(frames), dim=1)
+    rows = torch.stack([frame[:FILMED] for frame in frames], dim=1)
     steps, (height, width), flat = rows.shape[1], rows.shape[-2:], rows.flatten(0, 1)
     if (times := _TILE // max(height, width)) >= 1:
         return grid(flat, columns=steps, upscale=times)

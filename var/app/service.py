@@ -19,7 +19,7 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from var.app.controls import Controls, Setting, controls
-from var.app.job import Drawn, Job, Wanted, rows_of
+from var.app.job import Drawn, Job, Wanted, rows_of, width_of
 from var.app.shelf import Shelf
 from var.bench.stopwatch import finisher
 from var.data.picture import fitted
@@ -30,21 +30,31 @@ from var.pipeline import Pipeline
 from var.pixels import to_uint8
 
 T = TypeVar("T")
+Stopped = Callable[[], bool]
+
+
+def never() -> bool:
+    """Return that nobody has asked to stop."""
+    return False
 
 
 @dataclass(frozen=True)
 class Compared:
-    """What two settings draw, as far as it is there; times count when it is finished."""
+    """What two settings draw, as far as it is there; times count when it is finished.
+
+    It never will be if it was stopped.
+    """
 
     a: Drawn | None
     b: Drawn | None
     finished: bool = False
+    stopped: bool = False
 
     @property
     def line(self) -> str:
         """Which one is faster, in words."""
         if not self.finished or self.a is None or self.b is None:
-            return "A and B take turns …"
+            return "stopped before the times were known" if self.stopped else "A and B take turns …"
         (less, faster), (more, slower) = sorted([(self.a.seconds, "A"), (self.b.seconds, "B")])
         same = self.a.frames[-1].equal(self.b.frames[-1])
         images = " · the same images, bit by bit" if same else ""
@@ -85,12 +95,20 @@ class Service:
         with self._alone():
             return controls(self.shelf.pipe(model), self.shelf.companions(model))
 
-    def draw(self, setting: Setting, wanted: Wanted, *, previews: bool = True) -> Iterator[Drawn]:
+    def draw(
+        self,
+        setting: Setting,
+        wanted: Wanted,
+        stopped: Stopped = never,
+        *,
+        previews: bool = True,
+    ) -> Iterator[Drawn]:
         """Yield the images after every group; of a raster, after every row.
 
         Args:
             setting: how.
             wanted: which.
+            stopped: asked after every turn; if it says so, the images as they are come last.
             previews: without them there is nothing to see before the end.
 
         Raises:
@@ -98,13 +116,14 @@ class Service:
         """
         self._check(wanted)
         with self._alone():
-            pipe = self.shelf.pipe(setting.model)
+            pipe = self.shelf.pipe(setting.model, setting.decoding.get("closer"))
             job, warm = Job(pipe, setting, wanted), self._warm.setdefault(pipe, set())
         frames, seconds, turns, groups = list[Tensor](), 0.0, 0, len(pipe.schedule)
         while job.done < groups:
             took, turns = self._timed(job.turn)[1], turns + 1
             seconds += took
-            if not job.shows:
+            halt = job.done < groups and stopped()
+            if not (job.shows or halt):
                 continue
             last = 0.0
             if previews or job.done == groups:
@@ -118,10 +137,16 @@ class Service:
                 seconds=seconds + last,
                 cold=job.kind not in warm,
                 notes=job.notes(),
+                width=width_of(pipe.schedule),
+                stopped=halt,
             )
+            if halt:
+                return
         warm.add(job.kind)
 
-    def compare(self, a: Setting, b: Setting, wanted: Wanted) -> Iterator[Compared]:
+    def compare(
+        self, a: Setting, b: Setting, wanted: Wanted, stopped: Stopped = never
+    ) -> Iterator[Compared]:
         """Yield what two settings draw of the same seeds; also where nothing has changed.
 
         They take turns, twice, and the better time of each counts; one that is drawn for the first
@@ -135,8 +160,10 @@ class Service:
                 raise UserError(f"{a.model} and {b.model} know different classes")
         best: list[Drawn | None] = [None, None]
         for side, setting in (0, a), (1, b), (0, a), (1, b):
-            for drawn in self._warmed(setting, wanted):
-                yield Compared(best[0], best[1])
+            for drawn in self._warmed(setting, wanted, stopped):
+                yield Compared(best[0], best[1], stopped=drawn.stopped)
+                if drawn.stopped:
+                    return
                 before = best[side]
                 if drawn.finished and (before is None or drawn.seconds < before.seconds):
                     best[side] = drawn
@@ -160,27 +187,30 @@ class Service:
         (given, steps), seconds = self._timed(work)
         return given, steps, seconds
 
-    def _warmed(self, setting: Setting, wanted: Wanted) -> Iterator[Drawn]:
+    def _warmed(self, setting: Setting, wanted: Wanted, stopped: Stopped) -> Iterator[Drawn]:
         cold = False
-        for drawn in self.draw(setting, wanted, previews=False):
+        for drawn in self.draw(setting, wanted, stopped, previews=False):
             cold = drawn.cold
             if not (cold and drawn.finished):
                 yield drawn
         if cold:
-            yield from self.draw(setting, wanted, previews=False)
+            yield from self.draw(setting, wanted, stopped, previews=False)
 
     def _check(self, wanted: Wanted) -> None:
         if not wanted.labels:
             raise UserError("choose a class, or no class")
-        if wanted.number < 1 or wanted.seed < 0:
+        count = len(wanted.labels) * wanted.number
+        if count < 1:
+            raise UserError(f"{wanted.number} images of each class: draw 1 or more")
+        if count > self.most:
             raise UserError(
-                f"number={wanted.number}, seed={wanted.seed}: draw 1 image or more of each class, "
-                "from seed 0 or more"
+                f"{count} images are more than the {self.most} that one request may draw: "
+                "choose fewer classes, or fewer images of each"
             )
-        if len(wanted.labels) * wanted.number > self.most:
+        if not 0 <= wanted.seed <= 2**63 - count:
             raise UserError(
-                f"{len(wanted.labels) * wanted.number} images are more than the {self.most} that "
-                "one request may draw: choose fewer classes, or fewer images of each"
+                f"seed {wanted.seed}: choose one from 0 on, so that those of all images stay "
+                "below 2**63"
             )
 
     def _timed(self, work: Callable[[], T]) -> tuple[T, float]:

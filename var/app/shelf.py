@@ -1,4 +1,7 @@
-"""The pipelines that are loaded now: those few that were used last."""
+"""The pipelines that are loaded now: those few that were used last.
+
+Closing models of collaborative decoding are among them, and count.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,8 @@ class Shelf:
         device: where the weights go.
         dtype: of the generators.
         files: folder with the files of published checkpoints, see `var.load`.
-        room: how many are kept.
+        room: how many are kept; two at least while one closes for another. What a request under
+            way needs stays in memory until that has ended.
     """
 
     def __init__(
@@ -51,20 +55,41 @@ class Shelf:
         others = [other for other in self.generators if other != name]
         return [other for other in others if _alike(mine, self._outlines[other])]
 
-    def pipe(self, name: str) -> Pipeline:
-        """Return a pipeline, loaded if it is not there; the one used longest ago makes room.
+    def pipe(self, name: str, closer: str | None = None) -> Pipeline:
+        """Return a pipeline, loaded if it is not there; the least recently used ones make room.
+
+        Args:
+            name: of the model.
+            closer: of the one that closes for it, which becomes its companion, on its tokenizer.
 
         Raises:
-            UserError: it is not offered, or cannot be loaded.
+            UserError: one is not offered, or cannot be loaded; or they do not go together.
         """
-        if name not in self._outlines:
-            raise UserError(f"model {name} is not offered here: there are {', '.join(self.names)}")
         if name not in self._loaded:
-            while len(self._loaded) >= self.room:
-                self._loaded.popitem(last=False)
+            self._make_room(name)
             self._loaded[name] = load(name, device=self.device, dtype=self.dtype, files=self.files)
         self._loaded.move_to_end(name)
-        return self._loaded[name]
+        pipe = self._loaded[name]
+        if closer is not None and closer != name:
+            self._accompany(pipe, name, closer)
+        return pipe
+
+    def _accompany(self, pipe: Pipeline, name: str, closer: str) -> None:
+        if closer not in pipe.companions:
+            # Loaded alone it has a tokenizer of its own, and nobody has looked whether they agree.
+            self._make_room(closer, name)
+            self._loaded[closer] = pipe.companion(closer)
+        self._loaded.move_to_end(closer)
+
+    def _make_room(self, name: str, used: str | None = None) -> None:
+        """Drop what is loaded by a name, and the least recently used others if need be."""
+        if name not in self._outlines:
+            raise UserError(f"model {name} is not offered here: there are {', '.join(self.names)}")
+        for old in sorted(self._loaded, key=name.__ne__):
+            if old == name or (old != used and len(self._loaded) >= self.room):
+                del self._loaded[old]
+                for pipe in self._loaded.values():
+                    pipe.companions.pop(old, None)
 
 
 def _draws(outline: Recipe | None) -> bool:
