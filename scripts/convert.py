@@ -66,14 +66,16 @@ def check(options: Options, out: Path) -> None:
     """Check what can be checked before the model is loaded.
 
     Raises:
-        UserError: there is no such layout, or `groups` mean nothing to it; there is something at
-            `out`, or nothing can be written there.
+        UserError: there is no such layout, or `groups` or `license` mean nothing to it; there is
+            something at `out`, or nothing can be written there.
     """
     layouts = (*LAYOUTS, "published", "export")
     if options.layout not in layouts:
         raise UserError(f"unknown layout={options.layout}: there are {', '.join(layouts)}")
     if options.groups is not None and options.layout != "export":
         raise UserError(f"groups are for layout=export, not for layout={options.layout}")
+    if options.license is not None and options.layout not in LAYOUTS:
+        raise UserError(f"layout={options.layout} has no card that would name a license")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"out={out} is there already: name a new folder, or an empty one")
     check_writable(out, str(out))

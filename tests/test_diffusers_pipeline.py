@@ -12,9 +12,11 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import dynamic_modules_utils
 
 import var
-from tests.conftest import RUNS
-from var import diffusers_layout, store
+from tests.conftest import RUNS, make_run
+from var import diffusers_layout, diffusers_pipeline, store
+from var.bars import progress_bar
 from var.cache.scale_budget import Budget
+from var.diffusers_parts import VARTokenizer, VARTransformer
 from var.diffusers_pipeline import VARPipeline
 from var.errors import UserError
 from var.pipeline import Pipeline
@@ -49,12 +51,13 @@ def test_the_layout_holds_all_that_a_run_folder_does(tiny_run: Run, folder: Path
 @pytest.mark.parametrize("name", ["fashion-var", "fashion-flowar", "fashion-raster"])
 def test_a_shipped_model_makes_the_same_image_from_every_layout(name: str, tmp_path: Path) -> None:
     pipe = var.load(name)
-    image = pipe(["bag"], seed=5)
+    how: Any = {"steps": 1} if name == "fashion-flowar" else {}  # by default they are many
+    image = pipe(["bag"], seed=5, **how)
     pipe.save(tmp_path / "run")
     var.load(tmp_path / "run").save(tmp_path / "diffusers", layout="diffusers")
-    assert torch.equal(var.load(tmp_path / "run")(["bag"], seed=5), image)
+    assert torch.equal(var.load(tmp_path / "run")(["bag"], seed=5, **how), image)
     found = quiet(VARPipeline.from_pretrained(tmp_path / "diffusers"))
-    assert torch.equal(found(["bag"], generator=5, output_type="pt").images, image)
+    assert torch.equal(found(["bag"], generator=5, output_type="pt", **how).images, image)
 
 
 def test_diffusers_finds_the_pipeline_in_the_folder(
@@ -75,6 +78,10 @@ def test_diffusers_finds_the_pipeline_in_the_folder(
     image = Pipeline(tiny_run)([2], seed=7)
     generator = torch.Generator().manual_seed(7)
     assert torch.equal(pipe([2], generator=generator, output_type="pt").images, image)
+    alone = DiffusionPipeline.from_pretrained(
+        folder, custom_pipeline=custom, trust_remote_code=True, transformer=None
+    )
+    assert alone.transformer is None, "what is given takes the place of what is there"
     pipe.save_pretrained(tmp_path / "again")
     assert torch.equal(var.load(tmp_path / "again")([2], seed=7), image)
 
@@ -97,8 +104,15 @@ def test_a_generator_counts_by_its_seed(pipe: VARPipeline) -> None:
         images([3])
     with pytest.raises(UserError, match="seeds must be 0 or more, got -1"):
         images(-1)
+    with pytest.raises(UserError, match="generator must be a number .*, got '0'"):
+        images("0")
+    assert torch.equal(images(np.int64(3)), expected)
     with pytest.raises(UserError, match="there is nothing to draw"):
         pipe([])
+    with pytest.raises(UserError, match="there is nothing to draw"):
+        pipe([0], num_images_per_prompt=-1)
+    with pytest.raises(UserError, match="batch_size must be 1 or more, got 0"):
+        pipe([0], batch_size=0)
 
 
 def test_images_come_as_they_are_asked_for(pipe: VARPipeline) -> None:
@@ -121,6 +135,9 @@ def test_settings_are_those_of_the_model_unless_they_are_given(pipe: VARPipeline
 
     native = pipe.native
     assert torch.equal(image(guidance_scale=3.0), native([1], guidance=(3.0, 3.0)))
+    assert torch.equal(image(guidance_scale=np.float32(3)), image(guidance_scale=3))
+    with pytest.raises(UserError, match="guidance_scale must be a number, .*, got '3'"):
+        image(guidance_scale="3")
     assert torch.equal(image(guidance_scale=(1, 2), top_k=3), native([1], guidance=1, top_k=3))
     assert torch.equal(image(cache="dense", decoding="sequential"), image())
     assert not torch.equal(image(guidance_scale=3.0), image())
@@ -168,6 +185,69 @@ def test_a_tokenizer_alone_and_a_budget_are_kept(tiny_run: Run, tmp_path: Path) 
     assert var.load(tmp_path / "it").run.budget == budget
 
 
+def test_options_of_diffusers_ask_for_what_is_so_or_are_refused(folder: Path) -> None:
+    vain: dict[str, Any] = {"use_safetensors": True, "variant": None, "trust_remote_code": True}
+    pipe = VARPipeline.from_pretrained(folder, revision="main", custom_pipeline="pipeline", **vain)
+    pipe.save_pretrained(folder, safe_serialization=True)
+    for odd, message in (
+        ({"variant": "fp16", "token": "x"}, r"from_pretrained does not know variant, token: leave"),
+        ({"device_map": "balanced"}, "device_map='balanced': a model of var is on one device"),
+        ({"device_map": "gpu"}, "unknown device 'gpu'"),
+        ({"torch_dtype": "bf16"}, "unknown number type 'bf16': say torch.bfloat16"),
+    ):
+        with pytest.raises(UserError, match=message):
+            VARPipeline.from_pretrained(folder, **odd)
+    other = VARPipeline.of(make_run(1)).transformer
+    mixed = quiet(VARPipeline.from_pretrained(folder, transformer=other))
+    assert mixed.native.model is other.module
+    with pytest.raises(UserError, match="does not know safe_serialization: leave it out"):
+        pipe.save_pretrained(folder, safe_serialization=False)
+
+
+def test_a_component_is_loaded_by_itself(folder: Path) -> None:
+    for how in ({"dtype": torch.bfloat16}, {"torch_dtype": torch.bfloat16}):
+        part = VARTransformer.from_pretrained(folder, subfolder="transformer", **how)
+        assert part.dtype == torch.bfloat16
+    assert VARTokenizer.from_pretrained(folder / "tokenizer", **how).dtype == torch.float32
+
+
+def test_bars_stay_out_of_log_files(
+    tiny_run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = VARPipeline.of(deepcopy(tiny_run))
+    made: list[Any] = []
+    monkeypatch.setattr(
+        diffusers_pipeline, "progress_bar", lambda **how: made.append(how) or progress_bar(**how)
+    )
+    pipe([0, 1, 2], batch_size=2)
+    quiet(pipe)([0])
+    assert [(how["shown"], how["total"]) for how in made] == [(True, 6), (False, 3)]
+    assert capsys.readouterr().err == ""
+
+
+def test_the_index_says_whether_there_is_a_generator(folder: Path, tmp_path: Path) -> None:
+    var.load("digits-vq").save(folder, layout="diffusers")
+    assert (folder / "transformer").is_dir(), "it is the old one's"
+    assert var.load(folder).run.model is None
+
+
+def test_a_save_cut_short_leaves_no_mixture(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other, write = make_run(1), store.write
+
+    def cut(path: Path, module: Any, like: Path) -> None:
+        write(path, module, like=like)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store, "write", cut)
+    with pytest.raises(KeyboardInterrupt):
+        Pipeline(other).save(folder, layout="diffusers")
+    with pytest.raises(UserError, match="is not a run folder"):
+        var.load(folder)
+    monkeypatch.undo()
+    Pipeline(other).save(folder, layout="diffusers")
+    assert var.load(folder).run.recipe == other.recipe
+
+
 def amend(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
@@ -178,6 +258,10 @@ def test_what_does_not_fit_is_named(folder: Path) -> None:
     with pytest.raises(UserError, match=rf"tokenizer/{weights} is missing"):
         var.load(folder)
     (folder / "hidden").rename(folder / "tokenizer" / weights)
+    amend(folder / "scheduler" / "scheduler_config.json", budget=5)
+    with pytest.raises(UserError, match="scheduler: budget.* must be mapped to values"):
+        var.load(folder)
+    amend(folder / "scheduler" / "scheduler_config.json", budget=None)
     amend(config, spec={**json.loads(config.read_text())["spec"], "depth": 3})
     with pytest.raises(UserError, match=r"does not fit its configuration: missing: blocks\.2"):
         var.load(folder)

@@ -1,5 +1,6 @@
 """Cards, the hub, and what goes there and comes back: all without a network."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard, constants
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 
 import var
 from var import cards, hub, sharing, store
 from var.errors import UserError
 from var.pipeline import Pipeline
+from var.recipe import Data
 from var.store import Run
 
 LABELS: dict[str, Any] = {"labels": [0, 2], "seed": 3}
@@ -94,6 +96,26 @@ def test_a_card_says_what_is_known_of_the_origin(tiny_run: Run) -> None:
     assert hub.find("digits-vq").card.startswith("---\nlicense: mit\n---\n# digits-vq\n")
 
 
+def test_names_of_any_kind_do_not_break_a_card(tiny_run: Run) -> None:
+    classes = ("a|b", "two\nlines", "c")
+    run = replace(tiny_run, recipe=replace(tiny_run.recipe, data=Data("x", classes)))
+    odd = 'my "run"\nhere'
+    text = cards.card(run, odd)
+    assert r"| classes | 3: a\|b, two lines, c |" in text and '# my "run" here\n' in text
+    assert f"var.load({json.dumps(odd)})" in text and f"var-sample 'model={odd}'" in text
+    again = cards.card(replace(run, card=text), "new")
+    assert 'var.load("new")' in again and "here" not in again, "it was ours, and is written anew"
+
+
+@pytest.mark.parametrize("layout", ["run", "diffusers"])
+def test_a_folder_holds_one_run_in_one_layout(pipe: Pipeline, tmp_path: Path, layout: str) -> None:
+    pipe.save(tmp_path, layout=layout)
+    pipe.save(tmp_path, layout=layout)
+    (other,) = {"run", "diffusers"} - {layout}
+    with pytest.raises(UserError, match=f"holds a run in the layout {layout}: name another"):
+        pipe.save(tmp_path, layout=other)
+
+
 @pytest.fixture
 def pushed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Where what is pushed comes to lie."""
@@ -102,7 +124,12 @@ def pushed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> str:
             return f"https://hub/{name}?{private=}"
 
-        def upload_folder(self, *, repo_id: str, folder_path: str) -> None:
+        def upload_folder(
+            self, *, repo_id: str, folder_path: str, delete_patterns: list[str]
+        ) -> None:
+            gone = {*delete_patterns}
+            assert gone >= names(Path(folder_path)), "what was there before does not stay"
+            assert {"config.yaml", "budget.yaml", "model_index.json", "pipeline.py"} <= gone
             Path(folder_path).rename(tmp_path / "pushed")
             Path(folder_path).mkdir()
 
@@ -141,6 +168,11 @@ def test_what_the_hub_refuses_is_told(
 ) -> None:
     monkeypatch.setattr(sharing.HfApi, "create_repo", fail(OSError("403 Forbidden")))
     with pytest.raises(UserError, match="cannot upload to me/my-var: 403 Forbidden"):
+        pipe.push_to_hub("me/my-var")
+    with pytest.raises(TypeError, match="licence"):
+        pipe.push_to_hub("me/my-var", licence="mit")  # pyright: ignore[reportCallIssue]
+    monkeypatch.setattr(sharing.HfApi, "create_repo", fail(HTTPError("no route")))
+    with pytest.raises(UserError, match="cannot upload to me/my-var: no route"):
         pipe.push_to_hub("me/my-var")
     with pytest.raises(UserError, match="unknown layout zip: there are run, diffusers"):
         pipe.push_to_hub("me/my-var", layout="zip")
@@ -187,7 +219,8 @@ def test_no_more_is_fetched_than_is_needed(
     monkeypatch.setattr(hub, "snapshot_download", fetch)
     assert var.load("me/my-var@v1.0").class_count == 3
     signs = ["config.yaml", "model_index.json", "config.json", "vae/config.json"]
-    files = ["config.yaml", "budget.yaml", "README.md", "*.safetensors"]
+    weights = ["tokenizer.safetensors", "model.safetensors"]
+    files = ["config.yaml", *weights, "budget.yaml", "README.md"]
     assert asked == [("me/my-var", "v1.0", signs), ("me/my-var", "v1.0", files)]
     monkeypatch.setattr(hub, "snapshot_download", fail(LocalEntryNotFoundError("offline\nfoo")))
     with pytest.raises(UserError, match=r"no run folder me/my-var, .* hub: offline$"):

@@ -6,7 +6,9 @@ the recipe.
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,14 +63,17 @@ def _header(recipe: Recipe) -> dict[str, Any]:
 
 def _is_ours(text: str, run: Run) -> bool:
     """Return whether a text is what would be written, under whatever name."""
-    found = re.search(r'var\.load\("(.+?)"\)', text)
-    return bool(found) and text == _text(run, found[1])
+    found = re.search(r'var\.load\(("(?:[^"\\]|\\.)*")\)', text)
+    try:
+        return bool(found) and text == _text(run, json.loads(found[1]))
+    except ValueError:  # not a name as we write it
+        return False
 
 
 def _text(run: Run, name: str) -> str:
-    rows = "\n".join(f"| {what} | {value} |" for what, value in _facts(run).items() if value)
+    rows = "\n".join(f"| {what} | {_cell(value)} |" for what, value in _facts(run).items() if value)
     kind = "A tokenizer, images to tokens and back" if run.model is None else "An image generator"
-    title = f"# {name.rpartition('/')[2]}\n\n{kind}, made with {LIBRARY}."
+    title = f"# {' '.join(name.rpartition('/')[2].split())}\n\n{kind}, made with {LIBRARY}."
     return f"{title}\n\n| | |\n|---|---|\n{rows}\n\n{_use(run, name)}"
 
 
@@ -89,6 +94,11 @@ def _facts(run: Run) -> dict[str, str]:
     }
 
 
+def _cell(value: str) -> str:
+    """Return a text that ends neither its cell of a table nor the row."""
+    return " ".join(value.split()).replace("|", "\\|")
+
+
 def _part(spec: Mapping[str, Any] | None, module: nn.Module | None) -> str:
     if spec is None or module is None:
         return ""
@@ -106,11 +116,12 @@ def _reads_text(recipe: Recipe) -> bool:
 
 
 def _use(run: Run, name: str) -> str:
+    quoted = json.dumps(name, ensure_ascii=False)
     if run.model is None:
         return f"""```python
 import var
 
-pipe = var.load("{name}")
+pipe = var.load({quoted})
 tokens = pipe.tokenizer.encode(images, pipe.schedule)  # images (B, 3, H, W) in [0, 1]
 ```"""
     shown = "condition" if _reads_text(run.recipe) else "[0]"
@@ -119,15 +130,15 @@ tokens = pipe.tokenizer.encode(images, pipe.schedule)  # images (B, 3, H, W) in 
 ```python
 import var
 
-images = var.load("{name}")({shown}, seed=0)  # (B, 3, H, W) in [0, 1]
+images = var.load({quoted})({shown}, seed=0)  # (B, 3, H, W) in [0, 1]
 ```
 
 ```bash
-var-sample model={name}
+var-sample {shlex.quote(f"model={name}")}
 ```
 
 ```python
 from var.diffusers_pipeline import VARPipeline
 
-image = VARPipeline.from_pretrained("{name}")({shown}, generator=0).images[0]
+image = VARPipeline.from_pretrained({quoted})({shown}, generator=0).images[0]
 ```"""

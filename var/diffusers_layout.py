@@ -40,6 +40,7 @@ _CLASS, _VERSION = "_class_name", "_diffusers_version"
 
 # What `custom_pipeline=` and `trust_remote_code=True` run: of a folder in this layout, this alone.
 _CODE_FILE, _COMPONENT_FILE = "pipeline.py", "component"
+CODE_FILES = [_CODE_FILE, *(f"{part}/{_COMPONENT_FILE}.py" for part in COMPONENTS)]
 _CODE = '''"""Finds the class of var-toolkit that diffusers is to load."""
 
 try:
@@ -58,18 +59,22 @@ def exists(folder: Path) -> bool:
         UserError: its index cannot be read.
     """
     path = folder / INDEX
-    return path.is_file() and _read(path).get(_CLASS) == PIPELINE
+    return path.is_file() and read_json(path).get(_CLASS) == PIPELINE
 
 
 def save(folder: str | Path, run: Run) -> None:
     """Write a run in this layout; other files in the folder are left alone, and so is a README.
+
+    The index is away meanwhile: a save that is cut short leaves no run, never a mixture.
 
     Raises:
         UserError: the folder cannot be written.
     """
     folder = Path(folder)
     try:
-        for path, text in _texts(run):
+        (folder / INDEX).unlink(missing_ok=True)
+        *texts, (index, entries) = _texts(run)
+        for path, text in texts:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(text, encoding="utf-8")
         save_weights(folder / "tokenizer", run.tokenizer)
@@ -77,6 +82,7 @@ def save(folder: str | Path, run: Run) -> None:
             save_weights(folder / "transformer", run.model)
         if run.card and not (folder / store.CARD).exists():
             (folder / store.CARD).write_text(run.card, encoding="utf-8")
+        (folder / index).write_text(entries, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {folder}: {error}") from error
 
@@ -98,23 +104,23 @@ def load(
 ) -> Run:
     """Return the run in a folder of this layout; arguments and errors are those of `store.load`."""
     folder = Path(folder)
-    _read(folder / INDEX)
+    entry = read_json(folder / INDEX).get("transformer")
     settings = dict(component(folder / "scheduler", SETTINGS))
-    budget = settings.pop("budget", None)
+    text = settings.pop("budget", None)
     plain: dict[str, Any] = {"tokenizer": component(folder / "tokenizer", TOKENIZER).get("spec")}
-    if (folder / "transformer").is_dir():
+    if isinstance(entry, list) and any(entry):  # else what lies there is of another run
         plain["backbone"] = component(folder / "transformer", TRANSFORMER).get("spec")
     recipe, model = Recipe.of({**settings, **plain}, str(folder)), None
     tokenizer = load_module(folder / "tokenizer", recipe.tokenizer, device, torch.float32)
     if recipe.backbone is not None:
         model = load_module(folder / "transformer", recipe.backbone, device, dtype)
-    return Run(
-        recipe,
-        tokenizer,
-        model,
-        budget and Budget.parse(budget, f"{folder / 'scheduler'}: budget", recipe.schedule),
-        store.read_card(folder / store.CARD),
-    )
+    budget = parse_budget(text, f"{folder / 'scheduler'}: budget", recipe)
+    return Run(recipe, tokenizer, model, budget, store.read_card(folder / store.CARD))
+
+
+def parse_budget(text: object, where: str, recipe: Recipe) -> Budget | None:
+    """Return the budget in a scheduler's configuration, if there is one; see `Budget.parse`."""
+    return None if text is None else Budget.parse(str(text), where, recipe.schedule)
 
 
 def load_module(
@@ -131,7 +137,7 @@ def component(folder: Path, kind: str) -> dict[str, Any]:
         UserError: it cannot be read, or is that of a component of another class than `kind`.
     """
     path = folder / (SCHEDULER if kind == SETTINGS else CONFIG)
-    config = _read(path)
+    config = read_json(path)
     if config.get(_CLASS) != kind:
         raise UserError(f"{path} is for a {config.get(_CLASS)}, not for a {kind} of var-toolkit")
     return {key: value for key, value in config.items() if not key.startswith("_")}
@@ -144,8 +150,23 @@ def settings(run: Run) -> dict[str, Any]:
     return {**parts, "budget": run.budget.text()} if run.budget else parts
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Return what a configuration says.
+
+    Raises:
+        UserError: it cannot be read, or is no mapping.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"cannot read {path}: it does not map names to values")
+    return config
+
+
 def _texts(run: Run) -> Iterator[tuple[Path, str]]:
-    """Yield all files of a layout but weights and card, by their place in the folder."""
+    """Yield all files but weights and card, by their place in the folder, the index last."""
     plain, configs = run.recipe.plain(), {"scheduler": settings(run)}
     configs["tokenizer"] = {"spec": plain["tokenizer"]}
     if run.model is not None:
@@ -164,13 +185,3 @@ def _texts(run: Run) -> Iterator[tuple[Path, str]]:
 def _json(kind: str, values: Mapping[str, Any]) -> str:
     named = {_CLASS: kind, _VERSION: version("diffusers"), **values}
     return json.dumps(named, indent=2, ensure_ascii=False) + "\n"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"cannot read {path}: it does not map names to values")
-    return config

@@ -15,8 +15,8 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 
 from var import recipe
+from var.diffusers_calls import number_type, one_device
 from var.diffusers_layout import component, load_module, save_weights
-from var.errors import UserError
 
 
 class Part(ModelMixin, ConfigMixin):
@@ -49,18 +49,17 @@ class Part(ModelMixin, ConfigMixin):
 
         Args:
             folder: as written by `save_pretrained`.
-            options: `torch_dtype`, and `device_map` if it is a device; diffusers gives others,
-                which are about files and memory and mean nothing here.
+            options: `dtype` or `torch_dtype`, `subfolder`, and `device_map` if it is a device;
+                diffusers gives others, which are about files and memory and mean nothing here.
 
         Raises:
             UserError: a file is missing, damaged, or does not fit; `device_map` is no device.
         """
-        folder, device = Path(folder), options.get("device_map") or "cpu"
-        if isinstance(device, dict):
-            raise UserError("a model of var is on one device: say device_map='cuda', or pipe.to")
-        spec = component(folder, cls.__name__).get("spec") or {}
-        dtype = cls._own(options.get("torch_dtype") or torch.float32)
-        return cls.of(load_module(folder, spec, device, dtype), spec)
+        place = Path(folder) / (options.get("subfolder") or "")
+        device = one_device(options.get("device_map"))
+        dtype = cls._own(number_type(options.get("dtype") or options.get("torch_dtype")))
+        spec = component(place, cls.__name__).get("spec") or {}
+        return cls.of(load_module(place, spec, device, dtype), spec)
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, folder: str | Path
@@ -68,6 +67,13 @@ class Part(ModelMixin, ConfigMixin):
         """Write the configuration, and the weights as safetensors."""
         self.save_config(folder)
         save_weights(Path(folder), self.module)
+
+    def to(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, *args: Any, **kwargs: Any
+    ) -> Self:
+        """Move it, or change its type; diffusers would warn of modules that there are not."""
+        nn.Module.to(self, *args, **kwargs)
+        return self
 
     @staticmethod
     def _own(dtype: torch.dtype) -> torch.dtype:

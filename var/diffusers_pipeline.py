@@ -16,13 +16,17 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 from torch import Tensor
 
 from var import choices, diffusers_layout, fast, hub
-from var.cache.scale_budget import Budget
+from var.bars import progress_bar
 from var.condition import Condition
 from var.diffusers_calls import (
     OUTPUTS,
     Generators,
+    batches_of,
     check_choice,
+    check_options,
     guidance_of,
+    number_type,
+    one_device,
     seeds_of,
     shown_as,
 )
@@ -58,7 +62,7 @@ class VARPipeline(DiffusionPipeline):
         self,
         tokenizer: VARTokenizer,
         scheduler: VARScheduler,
-        transformer: VARTransformer | None = None,
+        transformer: VARTransformer | None,  # with a default diffusers would take it for an option
     ) -> None:
         super().__init__()
         self.register_modules(tokenizer=tokenizer, transformer=transformer, scheduler=scheduler)
@@ -84,9 +88,10 @@ class VARPipeline(DiffusionPipeline):
         *,
         torch_dtype: torch.dtype | None = None,
         dtype: torch.dtype | None = None,
-        device_map: str | None = None,
+        device_map: str | torch.device | None = None,
         revision: str | None = None,
         files: str | Path | None = None,
+        **options: Any,
     ) -> Self:
         """Return the pipeline of whatever `var.load` finds: a folder of either layout, or a name.
 
@@ -96,15 +101,24 @@ class VARPipeline(DiffusionPipeline):
             pretrained_model_name_or_path: what to look up, see `var.load`.
             torch_dtype, dtype: of the generator; float32 unless one is given.
             device_map: the device, cuda for example.
-            revision: branch, tag or commit on the hub.
+            revision: branch, tag or commit on the hub; a folder has none.
             files: see `var.load`.
+            options: components that take the place of those that are there; and others of
+                diffusers, if they ask for what is so anyway: `use_safetensors=True`.
 
         Raises:
-            UserError: there is nothing of that name, or what is there is damaged.
+            UserError: there is nothing of that name, or what is there is damaged; an option, number
+                type or device is unknown.
         """
-        at, kind = f"@{revision}" if revision else "", dtype or torch_dtype or torch.float32
-        name = f"{pretrained_model_name_or_path}{at}"
-        return cls.of(hub.find(name, device=device_map or "cpu", dtype=kind, files=files))
+        parts = {key: options.pop(key) for key in diffusers_layout.COMPONENTS if key in options}
+        check_options(options, "VARPipeline.from_pretrained")
+        device, kind = one_device(device_map), number_type(dtype or torch_dtype)
+        name = str(pretrained_model_name_or_path)
+        if revision and not Path(name).exists():
+            name += f"@{revision}"
+        pipe = cls.of(hub.find(name, device=device, dtype=kind, files=files))
+        pipe.register_modules(**parts)
+        return pipe
 
     @property
     def dtype(self) -> torch.dtype:
@@ -125,7 +139,7 @@ class VARPipeline(DiffusionPipeline):
             found,
             self.tokenizer.module,
             self.transformer and self.transformer.module,
-            budget and Budget.parse(budget, "the scheduler's budget", found.schedule),
+            diffusers_layout.parse_budget(budget, "the scheduler's budget", found),
             self.card,
         )
 
@@ -140,13 +154,18 @@ class VARPipeline(DiffusionPipeline):
         return self._native
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, save_directory: str | Path
+        self, save_directory: str | Path, **options: Any
     ) -> None:
         """Write the layout that `from_pretrained` reads, with a card; weights as safetensors.
 
+        Args:
+            save_directory: made if it is not there.
+            options: those of diffusers, if they ask for what is so anyway.
+
         Raises:
-            UserError: the folder cannot be written.
+            UserError: an option is unknown, the folder holds a run folder, or cannot be written.
         """
+        check_options(options, "VARPipeline.save_pretrained")
         self.native.save(save_directory, layout="diffusers")
 
     def push_to_hub(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -208,36 +227,39 @@ class VARPipeline(DiffusionPipeline):
         if guidance_scale is not None:
             settings["guidance"] = guidance_of(guidance_scale, settings)
         native, self.interrupt = self.native, False
-        condition = native.condition(class_labels).each(num_images_per_prompt)
+        condition = native.condition(class_labels).each(max(0, num_images_per_prompt))
         seeds, made = seeds_of(generator, len(condition)), list[Tensor]()
         look = _looking(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
-        for start in range(0, len(condition), batch_size):
-            rows = slice(start, start + batch_size)
-            canvas = self._watched(
-                native.steps(
+        batches = batches_of(len(condition), batch_size)
+        with self._bar(len(native.schedule) * len(batches)) as bar:
+            for rows in batches:
+                steps = native.steps(
                     condition[rows],
                     seed=seeds[rows],
                     decoding=decoding,
                     cache=cache,
                     edit=edit,
                     **settings,
-                ),
-                look,
-            )
-            made.append(canvas.latent if output_type == "latent" else native.decode(canvas, edit))
+                )
+                canvas = self._watched(steps, look, bar)
+                latent = output_type == "latent"
+                made.append(canvas.latent if latent else native.decode(canvas, edit))
         images = shown_as(torch.cat(made), output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _watched(self, steps: Iterator[Canvas], look: Callable[[Canvas], Any]) -> Canvas:
-        """Return the last canvas, or that at which someone interrupts; show a bar meanwhile."""
-        canvas = cast(Canvas, None)
-        bars: Any = self.progress_bar
-        with bars(total=len(self.native.schedule)) as bar:
-            for canvas in steps:
-                look(canvas)
-                bar.update(canvas.done - bar.n)
-                if self.interrupt:
-                    break
+    def _bar(self, total: int) -> Any:
+        """Return a bar as `set_progress_bar_config` wants it, which stays out of log files."""
+        how = dict(getattr(self, "_progress_bar_config", {}))
+        return progress_bar(shown=not how.pop("disable", False), total=total, **how)
+
+    def _watched(self, steps: Iterator[Canvas], look: Callable[[Canvas], Any], bar: Any) -> Canvas:
+        """Return the last canvas, or that at which someone interrupts; move the bar meanwhile."""
+        canvas, begun = cast(Canvas, None), bar.n
+        for canvas in steps:
+            look(canvas)
+            bar.update(begun + canvas.done - bar.n)
+            if self.interrupt:
+                break
         return canvas
 
 

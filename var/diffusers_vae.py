@@ -7,7 +7,6 @@ a safetensors file, alone or in the `vae/` of a whole pipeline.
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 
 from var import recipe
+from var.diffusers_layout import CONFIG, WEIGHTS, read_json
 from var.errors import UserError
 from var.models.foreign import Key, KeyTable, State
 from var.recipe import Recipe, Spec
@@ -24,7 +24,6 @@ from var.schedule import Schedule
 from var.store import Run
 from var.systems.files import read_state
 
-CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 HOMES = (Path(), Path("vae"))
 _CLASS = "AutoencoderKL"
 
@@ -48,7 +47,7 @@ def home(folder: Path) -> Path | None:
     """
     for place in HOMES:
         path = folder / place / CONFIG
-        if path.is_file() and _read(path).get("_class_name") == _CLASS:
+        if path.is_file() and read_json(path).get("_class_name") == _CLASS:
             return place
     return None
 
@@ -116,20 +115,10 @@ def _keywords(path: Path) -> dict[str, Any]:
         AutoencoderKL,
     )  # slow to import, and needed here only
 
-    config = _read(path)
+    config = read_json(path)
     known = inspect.signature(AutoencoderKL).parameters
     unknown = [key for key in config if key not in known and not key.startswith("_")]
     if unknown:
         _log.warning("%s: without meaning to this %s: %s", path, _CLASS, ", ".join(unknown))
     defaults = {name: parameter.default for name, parameter in known.items()}
     return defaults | {key: value for key, value in config.items() if key in known}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"cannot read {path}: it does not map names to values")
-    return config

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import (
+    HFValidationError,
+    HTTPError,  # pyright: ignore[reportPrivateImportUsage] (of whichever client it has)
+)
 from torch import Tensor, nn
 
 from var import cards, diffusers_layout, diffusers_vae, store
@@ -31,12 +34,11 @@ from var.store import Run
 from var.untrained import untrained
 
 _ZOO = Path(__file__).parent / "zoo"
-_FILES = [store.CONFIG, store.BUDGET, store.CARD, "*.safetensors"]
 # What tells whether there is a run: repositories may hold much more, in files of any size.
 _SIGNS = [
     store.CONFIG,
     diffusers_layout.INDEX,
-    *((home / diffusers_vae.CONFIG).as_posix() for home in diffusers_vae.HOMES),
+    *((home / diffusers_layout.CONFIG).as_posix() for home in diffusers_vae.HOMES),
 ]
 _RANDOM = "random/"
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
@@ -170,7 +172,7 @@ def hub_errors(message: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, HFValidationError) as error:
+    except (OSError, HTTPError, HFValidationError) as error:
         raise UserError(
             f"{message}: {(str(error) or type(error).__name__).splitlines()[0]}"
         ) from error
@@ -233,7 +235,7 @@ def _from_hub(
     fetch = partial(_download, name, revision)
     signs = fetch(_SIGNS)
     if store.exists(signs):
-        return store.load(fetch(_FILES), device=device, dtype=dtype)
+        return store.load(fetch(store.FILES), device=device, dtype=dtype)
     if diffusers_layout.exists(signs):
         return diffusers_layout.load(fetch(diffusers_layout.FILES), device=device, dtype=dtype)
     if (home := diffusers_vae.home(signs)) is None:
@@ -241,7 +243,9 @@ def _from_hub(
             f"{name} on the Hugging Face hub is no run: it holds no {store.CONFIG}, no "
             f"{diffusers_layout.INDEX} of ours, and no AutoencoderKL of diffusers either"
         )
-    files = [(home / file).as_posix() for file in (diffusers_vae.CONFIG, diffusers_vae.WEIGHTS)]
+    files = [
+        (home / file).as_posix() for file in (diffusers_layout.CONFIG, diffusers_layout.WEIGHTS)
+    ]
     return diffusers_vae.load(fetch(files) / home, device)
 
 

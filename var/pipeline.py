@@ -205,7 +205,7 @@ class Pipeline:
                 for this model, or no memory for a single image.
             ValueError: a setting is out of range.
         """
-        condition = self.condition(labels).each(number)
+        condition = self.condition(labels).each(max(0, number))
         if not len(condition):
             raise UserError("there is nothing to draw: no labels, or none of each")
         images = self.batches(

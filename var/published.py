@@ -159,6 +159,8 @@ def load_published(name: str, folder: str | Path | None = None) -> Parts:
     """
     if name not in CHECKPOINTS:
         raise UserError(f"unknown checkpoint {name}; there are: {', '.join(CHECKPOINTS)}")
+    if folder and not Path(folder).is_dir():
+        raise UserError(f"files={folder} is not a folder: name that with the files of {name}")
     checkpoint = CHECKPOINTS[name]
     state, paths = dict[str, Tensor](), list[Path]()
     for prefix, file in checkpoint.files.items():

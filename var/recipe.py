@@ -227,8 +227,12 @@ def parse_schedule(value: object, where: str) -> Schedule:
 
 def _data(value: Spec, where: str) -> Data:
     check_keys(value, known=[f.name for f in fields(Data)], where=where)
-    values = {**value, "classes": tuple(str(name) for name in value.get("classes") or ())}
-    return Data(**values)
+    classes, size = value.get("classes") or (), value.get("size") or 0
+    if not isinstance(classes, list | tuple):
+        raise UserError(f"{where}: classes must be a list of names, got {classes}")
+    if not isinstance(size, int):
+        raise UserError(f"{where}: size must be a number of pixels, got {size}")
+    return Data(str(value.get("name") or ""), tuple(map(str, classes)), size)
 
 
 def written(schedule: Schedule) -> Any:

@@ -31,6 +31,7 @@ from var.schedule import Schedule
 
 CONFIG, TOKENIZER, MODEL = "config.yaml", "tokenizer.safetensors", "model.safetensors"
 BUDGET, CARD = "budget.yaml", "README.md"
+FILES = [CONFIG, TOKENIZER, MODEL, BUDGET, CARD]
 _STAGE, _COMMIT = ".saving", ".saved"
 
 
@@ -179,11 +180,16 @@ def read_budget(path: Path, schedule: Schedule) -> Budget:
 
 
 def check_fit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str) -> None:
-    """Check that a state has the keys and shapes that a module expects.
+    """Check that a state has the keys and shapes that a module expects, and kinds of numbers.
 
     Raises:
         UserError: it has not; the message names the keys and shapes.
     """
+    odd = [
+        key
+        for key in expected
+        if key in state and state[key].is_floating_point() != expected[key].is_floating_point()
+    ]
     faults = [
         *_named("missing", [key for key in expected if key not in state]),
         *_named("unknown", [key for key in state if key not in expected]),
@@ -195,6 +201,7 @@ def check_fit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], where
                 if key in state and state[key].shape != expected[key].shape
             ],
         ),
+        *_named("wrong type", [f"{key} {state[key].dtype}" for key in odd]),
     ]
     if faults:
         raise UserError(f"{where} does not fit its configuration: {'; '.join(faults)}")

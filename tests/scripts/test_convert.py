@@ -67,6 +67,8 @@ def test_published_and_exported_files_have_their_names(
     [
         (["layout=onnx"], "unknown layout=onnx: there are run, diffusers, published, export"),
         (["groups=[0]"], "groups are for layout=export, not for layout=run"),
+        (["layout=export", "license=mit"], "layout=export has no card that would name a license"),
+        (["model=var-d16", "files=nowhere"], "files=nowhere is not a folder: .* files of var-d16"),
         (["out=."], "out=. is there already: name a new folder, or an empty one"),
         (["layout=export", "groups=[9]"], "there is no group 9: this model decides groups 0 to 2"),
         (["layout=export", "model=fashion-raster"], r"64 groups, .* groups=\[0,1\]"),
