@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from var.devices import parse_device
+from var.devices import parse_device, pieces
 from var.errors import UserError
 from var.pixels import to_uint8
 from var.sampling import Settings
@@ -59,7 +59,7 @@ def batches_of(count: int, size: int) -> list[slice]:
     """
     if size < 1:
         raise UserError(f"batch_size must be 1 or more, got {size}")
-    return [slice(start, start + size) for start in range(0, count, size)]
+    return [slice(piece.start, piece.stop) for piece in pieces(count, size)]
 
 
 def shown_as(images: Tensor, kind: str) -> Any:

@@ -25,6 +25,7 @@ import pytest
 
 from tests.docs import things
 from tests.docs.pages import ROOT
+from tests.installed import commands
 
 Make = Callable[[Path], None]
 
@@ -95,19 +96,11 @@ def run(argv: Sequence[str]) -> None:
 
 def names() -> list[str]:
     """Return the commands that pages find on their PATH."""
-    return [*{**_declared(), **COMMANDS}]
-
-
-def _declared() -> dict[str, str]:
-    """Return the installed commands of this package: where each begins."""
-    parser = configparser.ConfigParser()
-    parser.read(ROOT / "setup.cfg", encoding="utf-8")
-    lines = parser["options.entry_points"]["console_scripts"].strip().splitlines()
-    return {name.strip(): place.strip() for name, place in (line.split("=") for line in lines)}
+    return [*{**commands(), **COMMANDS}]
 
 
 def _own(name: str, words: Sequence[str]) -> None:
-    home, _, function = _declared()[name].partition(":")
+    home, _, function = commands()[name].partition(":")
     line = " ".join(words)
     asked = {"--help", "--version"} & {*words}
     for command, pattern, settings, _ in SETTINGS:

@@ -1,6 +1,5 @@
 """Installed into an environment of its own, from a wheel or editable: all is there, and works."""
 
-import configparser
 import os
 import shutil
 import subprocess
@@ -11,6 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from tests.installed import commands
 
 PARTS = ("var", "tokenizers", "configs", "scripts", "setup.cfg", "pyproject.toml", "MANIFEST.in")
 PAPERS = ("README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md")
@@ -76,13 +77,6 @@ def elsewhere(tmp_path: Path) -> Path:
     """A folder with a `var/cache` of its own, as / has it."""
     (tmp_path / "var/cache").mkdir(parents=True)
     return tmp_path
-
-
-def commands() -> list[str]:
-    parser = configparser.ConfigParser()
-    parser.read(Path(__file__).resolve().parents[2] / "setup.cfg", encoding="utf-8")
-    lines = parser["options.entry_points"]["console_scripts"].strip().splitlines()
-    return [line.split("=")[0].strip() for line in lines]
 
 
 def test_the_wheel_holds_everything(wheel: Path, root: Path, sources: dict[str, str]) -> None:

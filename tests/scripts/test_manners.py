@@ -1,6 +1,5 @@
 """What all commands do alike in a shell: help, quiet, one line for a mistake, no bars in logs."""
 
-import configparser
 import os
 import pty
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.installed import commands
 from var.scripts import entry
 from var.scripts.command import translated
 from var.scripts.mistakes import settings, suggestion
@@ -30,13 +30,6 @@ MISTAKES = {
     "model=fashion-va": "there is no run folder and no model named fashion-va (did you mean fash",
     "model=x --quite": "unrecognized arguments: --quite (did you mean --quiet?)",
 }
-
-
-def commands() -> list[str]:
-    parser = configparser.ConfigParser()
-    parser.read(Path(__file__).parents[2] / "setup.cfg", encoding="utf-8")
-    lines = parser["options.entry_points"]["console_scripts"].strip().splitlines()
-    return [line.split("=")[0].strip().removeprefix("var-") for line in lines]
 
 
 def ended(name: str, *words: str, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -69,7 +62,7 @@ def test_a_mistake_is_one_line_with_a_remedy(
     assert text.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", commands())
+@pytest.mark.parametrize("name", [name.removeprefix("var-") for name in commands()])
 def test_every_help_has_examples_settings_flags_and_statuses(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
